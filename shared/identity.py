@@ -21,7 +21,7 @@ def check_name(name: str, *, what: str) -> str:
     """Return ``name`` if it may stand in a path, a URL and a Zarr group; else raise `UnknownNameError`."""
     if not NAME_PATTERN.match(name):
         raise UnknownNameError(
-            f"{what} {name[:80]!r} is not a name: use 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit"
+            f"{what} {name[:80]!r} is not a name: 1 to 64 of a-z 0-9 . _ - starting with a letter or digit"
         )
     return name
 
