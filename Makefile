@@ -1,0 +1,41 @@
+# make demo   the main job on bundled data       make test   lint, types and tests
+# make bench  benchmarks                          make soak   the long tests
+# Each sets up what it needs. VENV=DIR reuses an environment; PYTHON=... picks the interpreter (>= 3.11).
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+# The environment is current when its stamp carries the digest of what it was made from.
+STAMP := $(VENV)/.teachonce-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test lint bench soak clean
+
+demo: $(STAMP)
+	student-trainer demo --out runs/demo
+
+test: lint
+	pytest -m "not soak" -q
+
+lint: $(STAMP)
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done
+
+soak: $(STAMP)
+	pytest -m soak -q
+
+# --no-deps: the lock is complete, so nothing is left for a resolver to decide.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "teachonce needs Python 3.11 or newer: set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	rm -f $(VENV)/.teachonce-*
+	touch $@
+
+clean:
+	rm -rf runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
