@@ -57,6 +57,13 @@ class TooLargeError(InputError):
     status = 413
 
 
+class SlowBodyError(InputError):
+    """A request body that did not arrive in time."""
+
+    code = "slow_body"
+    status = 408
+
+
 class UnauthorizedError(InputError):
     """No API key, or a wrong one."""
 

@@ -1,0 +1,98 @@
+"""JSON that crosses the wire: request bodies, checked strictly, and answers, as the reference page shows them."""
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import InputError
+
+INT64_MAX = 2**63 - 1
+
+Name = Annotated[str, Field(max_length=160)]
+Row = Annotated[int, Field(ge=-INT64_MAX, le=INT64_MAX)]
+
+
+class StrictModel(BaseModel):
+    """No coercion, no unknown fields: ``true``, ``1.0`` and ``"1"`` are not integers."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+class LogitsRequest(StrictModel):
+    """Body of ``POST /v1/logits``."""
+
+    dataset: Name = Field(description="NAME/SPLIT of a data set that the server serves", examples=["digits/train"])
+    rows: list[Row] = Field(description="rows of the data set, in any order", examples=[[0, 7]])
+    view: Row = Field(default=0, description="which deterministic rendering; 0 is the evaluation view")
+    outputs: list[Name] = Field(default=["logits"], min_length=1, max_length=64, description="what to return")
+    run: Name = Field(default="default", description="who pays for teacher calls")
+
+
+class BudgetRequest(StrictModel):
+    """Body of ``PUT /v1/runs/{name}``."""
+
+    budget: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = Field(description="most teacher calls; null = no limit")
+
+
+class LogitsAnswer(BaseModel):
+    """Answers in request order; floats are the shortest decimals of the float32 value of what is kept."""
+
+    teacher: str
+    dataset: str
+    rows: list[int]
+    view: int
+    logits: list[list[float]] | None = None
+    features: list[list[float]] | None = None
+    cached: list[bool] = Field(description="whether the answer was there before this request")
+    teacher_calls: int = Field(description="calls that this request caused")
+
+
+class ImagesAnswer(LogitsAnswer):
+    """The same for images sent by the caller; rows are places in the request."""
+
+    keys: list[str] = Field(description="SHA-256 of the decoded pixels, hex")
+
+
+class RunCounts(BaseModel):
+    """One run's use of the teacher."""
+
+    budget: int | None
+    remaining: int | None
+    attempts: int
+    teacher_calls: int
+    charged: int
+
+
+class LedgerCounts(BaseModel):
+    """Everything that was asked of the teacher."""
+
+    attempts: int
+    teacher_calls: int
+    hits: int
+    joined: int
+    reserved: int
+    runs: dict[str, RunCounts]
+
+
+class ErrorBody(BaseModel):
+    """Every error of every route."""
+
+    error: str = Field(description="what was wrong, what would work")
+    code: str = Field(description="stable snake_case name")
+    request_id: str
+    needed: int | None = Field(default=None, description="402 only: calls that the request needs")
+    remaining: int | None = Field(default=None, description="402 only: calls that the budget still allows")
+
+
+def parse_body(body: bytes, *, model: type[Model]) -> Model:
+    """The model in a JSON body; raises `InputError` that names the first wrong field."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the body"
+        fields = ", ".join(model.model_fields)
+        raise InputError(f"{place[:100]}: {first['msg'][:200]}; a JSON object with {fields} would work") from invalid

@@ -1,0 +1,134 @@
+"""What every request passes before any route: host, key, size and time of the body. Pure ASGI, default deny."""
+
+import asyncio
+import logging
+import re
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.errors import InputError, SlowBodyError, TeachonceError, TooLargeError, UnauthorizedError
+from teacher_server.keys import is_known_key
+from teacher_server.replies import error_reply
+from teacher_server.settings import ServerSettings, is_loopback
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""Answered without a key: probes carry none."""
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+HOST_PATTERN = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?$")
+REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
+MAX_HEADER_BYTES = 32 * 1024
+
+
+class Guard:
+    """ASGI middleware; answers what it refuses itself, and gives every request an id and every reply its header."""
+
+    def __init__(self, app: ASGIApp, *, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        request_id = _request_id(_values(headers, b"x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        body = LimitedBody(receive, max_bytes=self.settings.max_body_bytes, timeout_s=self.settings.body_timeout_s)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope["path"], headers=headers)
+        except TeachonceError as error:
+            log.info("refused request_id=%s path=%r code=%s", request_id, scope["path"][:200], error.code)
+            await error_reply(error, request_id=request_id)(scope, receive, send_with_id)
+        else:
+            await self.app(scope, body.receive, send_with_id)
+
+    def _check(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raise for a request that no route may see; ``path`` is the one that routing uses."""
+        if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+            raise InputError(f"headers over {MAX_HEADER_BYTES} bytes; send fewer or shorter ones")
+        self._check_host(_values(headers, b"host"))
+        if path not in OPEN_PATHS:
+            self._check_key(_values(headers, b"authorization"))
+        self._check_body_headers(headers)
+
+    def _check_host(self, hosts: list[bytes]) -> None:
+        match = HOST_PATTERN.match(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
+        if match is None:
+            raise InputError(f"expected one Host header that names a host, got {len(hosts)} or an odd one")
+        name = match.group(1).lower()
+        if name in LOOPBACK_NAMES or name in self.settings.allowed_hosts:
+            return
+        # Off loopback every caller shows a key, which a rebound page in a browser cannot have.
+        if not (self.settings.key_digests and not is_loopback(self.settings.host)):
+            raise InputError(f"this server is not {name[:80]!r}; add --allowed-host {name[:80]} if it should be")
+
+    def _check_key(self, values: list[bytes]) -> None:
+        if not self.settings.key_digests:
+            return
+        scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        if scheme.lower() != b"bearer" or not is_known_key(token.strip(), digests=self.settings.key_digests):
+            raise UnauthorizedError("no known API key; send one header: Authorization: Bearer KEY")
+
+    def _check_body_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
+        if encodings:
+            raise _unsupported_encoding(encodings)
+        for value in _values(headers, b"content-length"):
+            if value.isdigit() and int(value) > self.settings.max_body_bytes:
+                raise _too_large(self.settings.max_body_bytes)
+
+
+class LimitedBody:
+    """A request body that is cut off where it grows too large or too slow, whatever its headers said."""
+
+    def __init__(self, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._deadline_s = asyncio.get_running_loop().time() + timeout_s
+        self._timeout_s = timeout_s
+        self._size_bytes = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """The next ASGI message; raises `TooLargeError` or `SlowBodyError`."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline_s):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise SlowBodyError(f"the body took more than {self._timeout_s:g} s; send it faster") from error
+        if message["type"] == "http.request":
+            self._size_bytes += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._size_bytes > self._max_bytes:
+                raise _too_large(self._max_bytes)
+        return message
+
+
+def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def _request_id(given: list[bytes]) -> str:
+    """The caller's id where it is harmless in headers and logs, else a fresh one."""
+    text = given[0].decode("latin-1") if len(given) == 1 else ""
+    return text if REQUEST_ID_PATTERN.match(text) else secrets.token_hex(8)
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body is over {limit} bytes; send several smaller requests, or raise --max-body-mb")
+
+
+def _unsupported_encoding(found: set[bytes]) -> TeachonceError:
+    names = ", ".join(sorted(value.decode("latin-1")[:40] for value in found))
+    return InputError(f"Content-Encoding {names!r} is not read; send the body as it is")

@@ -1,0 +1,58 @@
+"""How one server behaves: limits, addresses and keys, as values that the command line builds."""
+
+from dataclasses import dataclass, field
+
+from shared.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnsweringSettings:
+    """How questions become batches; the same for HTTP and for `fill`."""
+
+    batch_images: int = 256
+    """Images per teacher forward pass; 1 or more."""
+    max_delay_s: float = 0.002
+    """How long an idle teacher waits for a batch to grow, in seconds; 0 = never."""
+    queue_images: int = 8192
+    """Images admitted and not yet answered; more are refused with 503."""
+    load_threads: int = 4
+    """Threads that decode and render images ahead of the teacher."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_images, self.queue_images, self.load_threads) < 1:
+            raise InputError("batch, queue and threads must be 1 or more")
+        if self.max_delay_s < 0:
+            raise InputError(f"the batching delay must be 0 or more, got {self.max_delay_s} s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """What the HTTP side allows."""
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    key_digests: tuple[bytes, ...] = ()
+    """SHA-256 of every accepted API key; empty = no key is asked for."""
+    allowed_hosts: frozenset[str] = frozenset()
+    """Names that a Host header may hold besides the loopback ones."""
+    max_body_bytes: int = 64 * 2**20
+    """Bytes of one request body; more is 413."""
+    body_timeout_s: float = 30.0
+    """Seconds for a whole body to arrive; longer is 408."""
+    deadline_s: float = 60.0
+    """Seconds until a caller is told 504; the answer is computed and kept all the same."""
+    images_per_request: int = 4096
+    """Rows or images of one request; more is 413."""
+    answering: AnsweringSettings = field(default_factory=AnsweringSettings)
+    """How questions become batches."""
+
+    def __post_init__(self) -> None:
+        if not self.key_digests and not is_loopback(self.host):
+            raise InputError(
+                f"refusing to listen on {self.host} without API keys; add --api-key-file FILE, or use --host 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be reached from this machine."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
