@@ -1,0 +1,60 @@
+"""Commands end with one line and the documented exit code."""
+
+import pytest
+import typer
+
+from shared.command import run_command
+from shared.errors import BudgetExhaustedError, CacheLockedError, InputError, TeachonceError
+
+
+def make_app(error: BaseException | None = None) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def work(count: int = 1) -> None:
+        if error is not None:
+            raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "line"),
+    [
+        (InputError("a bad\nthing"), 2, "error: a bad thing\n"),
+        (BudgetExhaustedError("spent", needed=1, remaining=0), 3, "error: spent\n"),
+        (CacheLockedError("locked"), 4, "error: locked\n"),
+        (TeachonceError("odd"), 1, "error: odd\n"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (typer.Exit(7), 7, ""),
+    ],
+)
+def test_an_error_becomes_one_line_and_its_exit_code(
+    error: BaseException, exit_code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        run_command(make_app(error), [])
+    assert exited.value.code == exit_code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("argv", [["--nope"], ["--count", "x"], ["extra"]])
+def test_wrong_usage_is_one_line_and_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        run_command(make_app(), argv)
+    assert exited.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(make_app(ZeroDivisionError()), [])
+
+
+def test_success_is_exit_code_0() -> None:
+    with pytest.raises(SystemExit) as exited:
+        run_command(make_app(), [])
+    assert exited.value.code == 0
