@@ -1,0 +1,164 @@
+"""What every loss has: a name, needs, weights, hyper-parameters with ranges, and two hooks of the training loop.
+
+A new loss is one new file in this folder with one subclass of `DistillLoss`; `registry` finds it by itself.
+Shape key: B batch, C classes.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import InputError
+from student_trainer.losses.batch import DistillBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """The values that a hyper-parameter may take."""
+
+    kind: type
+    """``float``, ``int``, ``bool`` or ``str``."""
+    low: float = -math.inf
+    """Smallest number allowed, itself included unless ``above``."""
+    high: float = math.inf
+    """Largest number allowed; infinity itself is never allowed."""
+    above: bool = False
+    """Whether ``low`` itself is refused."""
+    choices: tuple[str, ...] = ()
+    """The words allowed, for ``str``."""
+
+    def __str__(self) -> str:
+        if self.kind is bool:
+            return "true or false"
+        if self.choices:
+            return " or ".join(self.choices)
+        sign = ">" if self.above else ">="
+        text = "" if self.low == -math.inf else f" {sign} {self.low:g}"
+        return f"{self.kind.__name__}{text}" + ("" if self.high == math.inf else f", <= {self.high:g}")
+
+    def read(self, value: object) -> Any:
+        """``value``, or the text of an option, as this hyper-parameter's type; ValueError where it does not fit."""
+        if self.kind is bool:
+            return _read_bool(value)
+        if self.kind is str:
+            if value not in self.choices:
+                raise ValueError
+            return value
+        number = _read_number(value)
+        if self.kind is int and number != int(number):
+            raise ValueError
+        if number < self.low or number > self.high or (self.above and number == self.low):
+            raise ValueError
+        return self.kind(number)
+
+
+def _read_number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _read_bool(value: object) -> bool:
+    words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError
+
+
+class DistillLoss(nn.Module):
+    """A pure soft term: ``loss(batch)`` is a scalar; the trainer adds ``ce_weight * CE`` to ``kd_weight`` times it."""
+
+    name: ClassVar[str]
+    """The name in `LOSSES`."""
+    limits: ClassVar[Mapping[str, Limit]] = {}
+    """Range of every hyper-parameter; their defaults are those of ``__init__``."""
+    default_ce_weight: ClassVar[float] = 0.0
+    """Weight of cross-entropy beside this loss, as its authors use it."""
+    default_kd_weight: ClassVar[float] = 1.0
+    """Weight of this loss, as its authors use it."""
+    needs: tuple[str, ...] = ("teacher_logits",)
+    """Fields of `DistillBatch`, beside the student's logits, that must not be None."""
+    min_rows: int = 1
+    """Smallest batch for which the loss is defined."""
+    value: Callable[..., Tensor]
+    """The loss itself, a method of every subclass: ``value(batch)``, where the batch has all that is needed."""
+    finishes: bool = False
+    """Whether `finish` has something to do after training."""
+
+    @classmethod
+    def read_hyper(cls, hyper: Mapping[str, object]) -> dict[str, Any]:
+        """Hyper-parameters checked and converted, option texts too; InputError names the valid ones with ranges."""
+        read: dict[str, Any] = {}
+        for name, value in hyper.items():
+            limit = cls.limits.get(name)
+            if limit is None:
+                raise InputError(f"{cls.name} has no hyper-parameter {name!r}; {cls.describe()}")
+            try:
+                read[name] = limit.read(value)
+            except ValueError:
+                raise InputError(f"{cls.name}: {name}={value!r} is not valid; {cls.describe()}") from None
+        return read
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Default of every hyper-parameter."""
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: parameters[name].default for name in cls.limits}
+
+    @classmethod
+    def describe(cls) -> str:
+        """The hyper-parameters with range and default, on one line."""
+        if not cls.limits:
+            return "it has none"
+        known = (f"{name} ({limit}; default {cls.defaults()[name]})" for name, limit in cls.limits.items())
+        return "it has " + ", ".join(known)
+
+    def forward(self, batch: DistillBatch, **options: Any) -> Tensor:
+        """The loss of a batch, a scalar in float32 or better; InputError where the batch lacks what the loss needs."""
+        for name in self.needs:
+            given = getattr(batch, name)
+            if given is None or (isinstance(given, tuple) and not given):
+                raise InputError(f"loss {self.name} needs {name}, which this batch does not have")
+        if len(batch.student_logits) < self.min_rows:
+            found = len(batch.student_logits)
+            raise InputError(
+                f"loss {self.name} needs batches of at least {self.min_rows} samples; this one has {found}"
+            )
+        return self.value(batch, **options)
+
+    def start(self, *, seed: int) -> None:
+        """Called once before training; a loss that draws at random draws from ``seed``."""
+
+    def finish(self, head: nn.Module, batch: DistillBatch) -> None:
+        """Called once after training where `finishes`: may change ``head``, the student's last layer, in place.
+
+        ``batch`` holds all answered training rows with the trained student's logits in evaluation mode.
+        """
+
+
+def logits_of(batch: DistillBatch) -> tuple[Tensor, Tensor]:
+    """(student, teacher) logits [B, C] in one dtype, float32 or better; no gradient reaches the teacher."""
+    if batch.teacher_logits is None:
+        raise InputError("this batch has no teacher_logits")
+    student_BC, teacher_BC = batch.student_logits, batch.teacher_logits
+    if student_BC.shape != teacher_BC.shape:
+        raise InputError(
+            f"student logits {list(student_BC.shape)} and teacher logits {list(teacher_BC.shape)} differ in shape"
+        )
+    student_BC = widen(student_BC)
+    return student_BC, teacher_BC.detach().to(student_BC.dtype)
+
+
+def widen(values: Tensor) -> Tensor:
+    """``values`` in float32 where they are narrower: losses never compute in half precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

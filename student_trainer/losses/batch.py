@@ -1,0 +1,56 @@
+"""What a loss is given: one training batch, student and teacher side by side.
+
+Shape key: B batch, C classes, D feature width, H height, W width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DistillBatch:
+    """One batch. Whatever a loss does not need may be None."""
+
+    student_logits: Tensor
+    """float [B, C], with gradient."""
+    teacher_logits: Tensor | None = None
+    """float [B, C]; half precision is fine."""
+    labels: Tensor | None = None
+    """int64 [B]."""
+    rows: Tensor | None = None
+    """int64 [B]: rows of the data set."""
+    views: Tensor | None = None
+    """int64 [B]: the views that the teacher saw."""
+    student_features: Tensor | None = None
+    """float [B, D]: input of the student's last linear layer."""
+    teacher_features: Tensor | None = None
+    """float [B, D] of the teacher; its D may differ from the student's."""
+    student_maps: tuple[Tensor, ...] = ()
+    """Feature maps, each float [B, C, H, W]."""
+    teacher_maps: tuple[Tensor, ...] = ()
+    """The teacher's feature maps, each float [B, C, H, W]."""
+    soft_labels: Tensor | None = None
+    """float [B, C]: label distributions."""
+    mix: tuple[Tensor, Tensor] | None = None
+    """(partner int64 [B], weight float [B]) of mixed inputs."""
+    student_inputs: Tensor | None = None
+    """float [B, 3, H, W], normalised."""
+    teacher_input_grad: Tensor | None = None
+    """float [B, 3, H, W]."""
+    teacher_constants: Mapping[str, Tensor] | None = None
+    """What the teacher says once for all samples, by name."""
+
+    def select(self, positions: Tensor) -> "DistillBatch":
+        """The samples at ``positions`` (int64 or bool), every field alike; not for mixed batches, which have partners."""
+        if self.mix is not None:
+            raise ValueError("a mixed batch cannot be cut: its partners are positions")
+        changed: dict[str, object] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changed[name] = value[positions]
+            elif isinstance(value, tuple):
+                changed[name] = tuple(item[positions] for item in value)
+        return replace(self, **changed)  # type: ignore[arg-type]

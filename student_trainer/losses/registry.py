@@ -1,0 +1,42 @@
+"""Which losses exist: every `DistillLoss` in a file of this folder, found by itself."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+import student_trainer.losses as package
+from shared.errors import UnknownNameError
+from student_trainer.losses.base import DistillLoss
+
+NOT_LOSSES = {"base", "batch", "registry"}
+
+
+def _discover() -> dict[str, type[DistillLoss]]:
+    found: dict[str, type[DistillLoss]] = {}
+    for module_info in iter_modules(package.__path__):
+        if module_info.name in NOT_LOSSES:
+            continue
+        module = import_module(f"{package.__name__}.{module_info.name}")
+        for item in vars(module).values():
+            if isinstance(item, type) and issubclass(item, DistillLoss) and item.__module__ == module.__name__:
+                found[item.name] = item
+    return dict(sorted(found.items()))
+
+
+LOSSES: dict[str, type[DistillLoss]] = _discover()
+"""Loss classes by name."""
+
+
+def loss_class(name: str) -> type[DistillLoss]:
+    """The class called ``name``; UnknownNameError lists the known ones."""
+    if name not in LOSSES:
+        raise UnknownNameError(f"unknown loss {name!r}; known: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def build_loss(name: str, /, **hyper: object) -> DistillLoss:
+    """The loss called ``name``; hyper-parameters may be values or the texts of options.
+
+    Raises UnknownNameError for a name, InputError for a hyper-parameter that does not exist or is out of range.
+    """
+    loss = loss_class(name)
+    return loss(**loss.read_hyper(hyper))

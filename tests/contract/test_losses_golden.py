@@ -1,0 +1,192 @@
+"""Every loss against numbers of its authors' own code, in float64 and float32, and the identities of facts.json."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from student_trainer.losses import DistillBatch, build_loss
+
+HYPER = {
+    "repdistiller.kd": ("kl", {"T": "temperature"}),
+    "kd_data.mse_logit": ("mse", {}),
+    "icsota.dist": ("dist", {"beta": "beta", "gamma": "gamma", "tau": "temperature"}),
+    "ckd.ckd": (
+        "ckd",
+        {"pos": "pos", "neg": "neg", "w_cls": "w_cls", "w_rel": "w_rel", "w_kd": "w_kd", "kd_T": "kd_temperature"},
+    ),
+}
+"""Golden spec -> (our loss, the authors' hyper-parameter names -> ours)."""
+
+
+def is_exception(case: dict[str, Any]) -> bool:
+    """`ckd_add` is an ablation that adds the groups instead of comparing them: not CKD, and no option of ours."""
+    return case["hyperparams"].get("relational") == "ckd_add"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_path: Path) -> Any:
+    sys.path.insert(0, str(golden_path))
+    try:
+        from golden_loader import Golden
+    finally:
+        sys.path.remove(str(golden_path))
+    return Golden(golden_path)
+
+
+@pytest.fixture(scope="session")
+def facts(golden_path: Path) -> Any:
+    return json.loads((golden_path / "facts.json").read_text())
+
+
+def computed(case: dict[str, Any], inputs: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    """(loss, gradient with respect to the student's logits)."""
+    name, mapping = HYPER[case["spec"]]
+    loss = build_loss(name, **{mapping[key]: value for key, value in case["hyperparams"].items()})
+    student = torch.tensor(inputs["student_logits"], requires_grad=True)
+    labels = torch.tensor(inputs["labels"]) if "labels" in inputs else None
+    batch = DistillBatch(student_logits=student, teacher_logits=torch.tensor(inputs["teacher_logits"]), labels=labels)
+    options = {"indices": torch.tensor(inputs["indices"])} if "indices" in inputs else {}
+    value = loss(batch, **options)
+    value.backward()
+    assert student.grad is not None
+    return value.detach(), student.grad
+
+
+def tolerance(case: dict[str, Any], output: str, expected: np.ndarray) -> tuple[float, Any]:
+    """(rtol, atol) as the README of the vectors asks."""
+    if case["dtype"] == "float32":
+        return 0.0, 4 * case["float32_roundoff_vs_float64"][output] + 1e-6 * np.abs(expected)
+    scale = max(1.0, float(np.abs(expected).max()))
+    tau = float(case["hyperparams"].get("T", 0))
+    return 1e-9, max(1e-12 * scale, 1e-13 * tau**2)
+
+
+def check(case: dict[str, Any], output: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if case["dtype"] == "float32" and output in case.get("ill_conditioned_float32", ()):
+        return
+    rtol, atol = tolerance(case, output, expected)
+    error = np.abs(found - expected)
+    assert np.all(error <= atol + rtol * np.abs(expected)), (
+        f"{case['id']} {output}: off by {error.max()}, allowed {np.max(atol)}"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("spec", sorted(HYPER))
+def test_loss_and_gradient_agree_with_the_authors_code(spec: str, dtype: str, golden: Any) -> None:
+    cases = [case for case in golden.cases(spec=spec, dtype=dtype) if not is_exception(case)]
+    assert len(cases) >= 16
+    for case in cases:
+        expected = golden.outputs(case)
+        loss, gradient = computed(case, golden.inputs(case))
+        check(case, "loss", loss.numpy(), expected["loss"])
+        rows = case.get("grad_rows_stored") or len(gradient)
+        stored = len(rows) if isinstance(rows, list) else int(rows)
+        check(case, "grad_student_logits", gradient[:stored].numpy(), expected["grad_student_logits"])
+
+
+def test_the_gradients_of_large_cases_agree_beyond_the_stored_rows(golden: Any) -> None:
+    large = [case for spec in HYPER for case in golden.cases(spec=spec) if "grad_full_l2" in case]
+    assert large
+    for case in large:
+        _, gradient = computed(case, golden.inputs(case))
+        expected = case["grad_full_l2"]
+        expected = expected["grad_student_logits"] if isinstance(expected, dict) else expected
+        assert float(gradient.norm()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def comparisons(count: int, *, pos: int, neg: int) -> Iterator[tuple[int, ...]]:
+    for positive in itertools.combinations(range(count), pos):
+        rest = [index for index in range(count) if index not in positive]
+        for negative in itertools.combinations(rest, neg):
+            yield positive + negative
+
+
+@pytest.mark.parametrize(("count", "pos", "neg"), [(2, 1, 1), (5, 1, 1), (6, 2, 1), (6, 2, 2), (7, 3, 2)])
+@pytest.mark.parametrize("weights", [{"w_cls": 0.0}, {"w_rel": 0.0}, {"w_cls": 0.7, "w_rel": 1.9}])
+def test_all_pairs_are_the_mean_over_every_comparison(
+    count: int, pos: int, neg: int, weights: dict[str, float]
+) -> None:
+    generator = torch.Generator().manual_seed(count)
+    student, teacher = (torch.randn(count, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    batch = DistillBatch(student_logits=student, teacher_logits=teacher, labels=torch.arange(count) % 10)
+    indices = torch.tensor(list(comparisons(count, pos=pos, neg=neg)))
+    brute = build_loss("ckd", pos=pos, neg=neg, **weights)(batch, indices=indices)
+    closed = build_loss("ckd", pos=pos, neg=neg, **weights)(batch)
+    torch.testing.assert_close(closed, brute, rtol=1e-12, atol=1e-12)
+
+
+def test_all_pairs_of_the_divergence_term_are_its_mean_over_every_pair() -> None:
+    student, teacher = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).unbind()
+    batch = DistillBatch(student_logits=student, teacher_logits=teacher, labels=torch.zeros(6, dtype=torch.int64))
+    loss = build_loss("ckd", w_cls=0, w_rel=0, w_kd=2.0)
+    brute = loss(batch, indices=torch.tensor(list(comparisons(6, pos=1, neg=1))))
+    torch.testing.assert_close(loss(batch), brute, rtol=1e-12, atol=1e-12)
+
+
+def test_all_pairs_agree_with_the_recorded_means(facts: Any) -> None:
+    for entry in facts["F10_ckd"]["table"]:
+        generator = np.random.default_rng(entry["seed"])
+        student, teacher = (torch.tensor(generator.standard_normal((entry["n"], 10))) for _ in range(2))
+        loss = build_loss("ckd", pos=entry["pos"], neg=entry["neg"], w_cls=0.0)
+        value = loss(DistillBatch(student_logits=student, teacher_logits=teacher))
+        assert float(value) == pytest.approx(entry["mean_ckd_over_all"], rel=1e-12)
+
+
+def fact_batch(facts: Any, *, gradient: bool = False) -> DistillBatch:
+    student = torch.tensor(facts["inputs"]["student_logits"], dtype=torch.float64, requires_grad=gradient)
+    return DistillBatch(
+        student_logits=student, teacher_logits=torch.tensor(facts["inputs"]["teacher_logits"], dtype=torch.float64)
+    )
+
+
+def test_kl_approaches_its_limit_for_large_temperatures(facts: Any) -> None:
+    limit = torch.tensor(facts["F1_tau_to_infinity_gradient"]["limit_gradient"], dtype=torch.float64)
+    for entry in facts["F1_tau_to_infinity_gradient"]["table"]:
+        batch = fact_batch(facts, gradient=True)
+        value = build_loss("kl", temperature=entry["tau"])(batch)
+        (gradient,) = torch.autograd.grad(value, batch.student_logits)
+        assert float(value.detach()) == pytest.approx(entry["loss"], rel=1e-7)
+        assert float((gradient - limit).abs().max()) == pytest.approx(entry["max_abs_diff_to_limit"], rel=1e-5)
+
+
+def test_the_max_scale_is_the_papers_and_tau2_the_codes(facts: Any) -> None:
+    for entry in facts["F5_tau_scaling"]["table"]:
+        values = {
+            scale: float(build_loss("kl", temperature=entry["tau"], scale=scale)(fact_batch(facts)))
+            for scale in ("tau2", "max")
+        }
+        assert values == {
+            "tau2": pytest.approx(entry["code_tau2"], rel=1e-9),
+            "max": pytest.approx(entry["max_tau_tau2"], rel=1e-9),
+        }
+
+
+def test_mse_by_mean_and_by_sum_differ_by_the_number_of_classes(facts: Any) -> None:
+    fact = facts["F2_tau_to_infinity_loss"]
+    assert float(build_loss("mse")(fact_batch(facts))) == pytest.approx(fact["code_mse_logit"], rel=1e-12)
+    assert float(build_loss("mse", reduction="sum")(fact_batch(facts))) == pytest.approx(
+        fact["paper_mse_sum_over_classes"], rel=1e-12
+    )
+
+
+def test_dist_of_identical_inputs_is_what_its_epsilon_makes_it(facts: Any) -> None:
+    for entry in facts["F7_dist_identical_inputs"]["table"]:
+        logits = torch.tensor(np.random.default_rng(7 * entry["K"]).standard_normal((64, entry["K"])))
+        value = build_loss("dist", temperature=entry["tau"])(DistillBatch(student_logits=logits, teacher_logits=logits))
+        assert float(value) == pytest.approx(entry["loss"], rel=1e-6, abs=1e-14 * entry["tau"] ** 2)
+
+
+def test_dist_ignores_a_constant_added_to_a_row(facts: Any) -> None:
+    batch = fact_batch(facts)
+    shift = torch.tensor([[3.0], [-1.0], [0.5], [100.0]], dtype=torch.float64)
+    shifted = DistillBatch(student_logits=batch.student_logits + shift, teacher_logits=batch.teacher_logits)
+    torch.testing.assert_close(build_loss("dist")(shifted), build_loss("dist")(batch), rtol=1e-9, atol=1e-9)
