@@ -1,0 +1,211 @@
+"""Folders of images: ``SPLIT/CLASS/FILE``, rows in the order of torchvision's ImageFolder.
+
+Shape key: N rows.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.datasets.base import ImageDataset, SplitFacts
+from shared.datasets.key_memory import KeyMemory
+from shared.datasets.source import SplitSource
+from shared.errors import BadImageError, IdentityError, InputError, TooLargeError
+from shared.identity import KEY_BYTES, pixel_key
+from shared.pixels import DECODER, decode_image
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+"""Files with these endings, in any case, are images; others are counted in a warning."""
+VIEW_POLICY = "crop4flip"
+
+
+class FolderSource(SplitSource):
+    """A folder that holds one folder per split, each with one folder per class."""
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        """Split name -> folder; the training split first."""
+        base = Path(self.spec.argument)
+        folders = split_folders(base)
+        if not folders:
+            raise InputError(
+                f"no images below {base}: expected {base}/CLASS/FILE or {base}/SPLIT/CLASS/FILE with files ending in "
+                f"{', '.join(EXTENSIONS)}"
+            )
+        return folders
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Every folder that holds class folders."""
+        return tuple(self._folders)
+
+    def open(self, split: str) -> ImageDataset:
+        """List one split's files; images are decoded as they are asked for.
+
+        Classes are those of ``train`` where there is one, else the split's own. Raises `InputError` for a class that
+        the training split lacks.
+        """
+        folder = self._folders[self.check_split(split)]
+        own = [child.name for child in subfolders(folder)]
+        train = self._folders.get("train", folder)
+        classes = [child.name for child in subfolders(train)]
+        unknown = sorted(set(own) - set(classes))
+        if unknown:
+            raise InputError(
+                f"data set {self.split_name(split)} has a class {unknown[0]!r} that its training split {train} lacks"
+            )
+        label_of = {name: label for label, name in enumerate(classes)}
+        rows = [(file, label_of[name]) for name in own for file in class_files(folder, name=name)]
+        facts = SplitFacts(
+            name=self.split_name(split),
+            classes=classes,
+            labels=[label for _, label in rows],
+            view_policy=VIEW_POLICY,
+            decoder=DECODER,
+            statistics_from=None if folder == train else lambda: self.open("train"),
+        )
+        return FolderDataset(facts, folder=folder, files=[file for file, _ in rows], index_dir=self.options.index_dir)
+
+
+class FolderDataset(ImageDataset):
+    """Image files, decoded one by one as they are asked for."""
+
+    def __init__(self, facts: SplitFacts, *, folder: Path, files: list[str], index_dir: Path | None) -> None:
+        super().__init__(facts)
+        self._folder = folder
+        self._files = files
+        self._index_dir = index_dir
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """Canonical pixels of one row, uint8 [H, W, 3].
+
+        Raises `RowRangeError`, `BadImageError` naming the file, and `IdentityError` for a file that is not what it
+        was when the keys were computed.
+        """
+        self.check_rows(row)
+        pixels_HW3 = self._decode(row, data=self._read(row))
+        if self._keys is not None and pixel_key(pixels_HW3) != self._keys[row].tobytes():
+            raise IdentityError(
+                f"{self._path(row)} (row {row} of {self.name}) is not the image its remembered key was made from: "
+                f"restart to read the folder again{self._memory_hint()}"
+            )
+        return pixels_HW3
+
+    def _memory_hint(self) -> str:
+        return f", after deleting {self._index_dir} if its size and time did not change" if self._index_dir else ""
+
+    def _path(self, row: int) -> Path:
+        return self._folder / self._files[row]
+
+    def _read(self, row: int) -> bytes:
+        try:
+            return self._path(row).read_bytes()
+        except OSError as error:
+            raise BadImageError(
+                f"cannot read {self._path(row)} (row {row} of {self.name}): {error.strerror}"
+            ) from error
+
+    def _decode(self, row: int, *, data: bytes) -> NDArray[np.uint8]:
+        try:
+            return decode_image(data)
+        except (BadImageError, TooLargeError) as error:
+            raise BadImageError(f"{self._path(row)} (row {row} of {self.name}): {error}") from error
+
+    def _compute_keys(self) -> NDArray[np.uint8]:
+        if self._index_dir is None:
+            return super()._compute_keys()
+        memory = KeyMemory.for_folder(
+            self._index_dir, folder=self._folder, decoder=DECODER, view_policy=self.view_policy
+        )
+        counts = {"stat": 0, "bytes": 0, "decoded": 0}
+        try:
+            keys = [self._remembered_key(row, memory=memory, counts=counts) for row in range(self.num_rows)]
+        finally:
+            memory.save()  # also before an error: a bad file near the end must not cost the work so far
+        logger.info(
+            "keys of %s: %d known by size and time, %d by their bytes, %d decoded",
+            self.name,
+            counts["stat"],
+            counts["bytes"],
+            counts["decoded"],
+        )
+        return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+
+    def _remembered_key(self, row: int, *, memory: KeyMemory, counts: dict[str, int]) -> bytes:
+        try:
+            stat = self._path(row).stat()
+        except OSError as error:
+            raise BadImageError(
+                f"cannot read {self._path(row)} (row {row} of {self.name}): {error.strerror}"
+            ) from error
+        key = memory.by_stat(self._files[row], stat=stat)
+        if key is not None:
+            counts["stat"] += 1
+            return key
+        data = self._read(row)
+        digest = hashlib.sha256(data).digest()
+        key = memory.by_digest(digest)
+        counts["decoded" if key is None else "bytes"] += 1
+        key = key or pixel_key(self._decode(row, data=data))
+        memory.remember(self._files[row], stat=stat, digest=digest, key=key)
+        return key
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders right below, sorted by name; hidden ones, such as a notebook's checkpoints, are none."""
+    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def split_folders(base: Path) -> dict[str, Path]:
+    """Lower-cased name -> folder of every split: a folder whose folders hold images. The training split is first."""
+    splits = {folder.name.lower(): folder for folder in subfolders(base) if is_split_folder(folder)}
+    return dict(sorted(splits.items(), key=lambda item: (item[0] != "train", item[0])))
+
+
+def is_split_folder(folder: Path) -> bool:
+    """Whether image files lie in the folders right below."""
+    return any(is_image_name(entry.name) for child in subfolders(folder) for entry in _entries(child))
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError:
+        logger.warning("%s: may not be read, passed over", folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return []
+
+
+def _raise(error: OSError) -> None:
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def class_files(folder: Path, *, name: str) -> Iterator[str]:
+    """Image files of one class, by path relative to ``folder``: sorted folders, then sorted names."""
+    ignored = found = 0
+    for place, _, files in sorted(os.walk(folder / name, followlinks=True, onerror=_raise)):
+        for file in sorted(files):
+            if is_image_name(file):
+                found += 1
+                yield os.path.relpath(Path(place) / file, folder)
+            else:
+                ignored += 1
+    if ignored:
+        logger.warning("%s: ignored %d files that do not end in %s", folder / name, ignored, ", ".join(EXTENSIONS))
+    if not found:
+        logger.warning("%s: a class folder without images", folder / name)
