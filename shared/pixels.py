@@ -62,7 +62,7 @@ def pixels_of_image(image: Image) -> NDArray[np.uint8]:
     if "transparency" in image.info:  # would turn palettes into RGBA, with a warning
         image = image.copy()
         del image.info["transparency"]
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 
 def pixels_of_array(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -81,12 +81,18 @@ class ImageDataset(ABC):
         return len(self.labels)
 
     @abstractmethod
+    def _load(self, row: int) -> NDArray[np.uint8]:
+        """Canonical pixels of a row that exists."""
+
     def image(self, row: int) -> NDArray[np.uint8]:
         """Canonical pixels of one row, uint8 [H, W, 3]; raises `RowRangeError`."""
+        if not 0 <= row < self.num_rows:
+            raise self._outside(row)
+        return self._load(row)
 
     def images(self, rows: ArrayLike) -> list[NDArray[np.uint8]]:
         """Canonical pixels of many rows, in the order asked for; sizes may differ from image to image."""
-        return [self.image(row) for row in self.check_rows(rows).tolist()]
+        return [self._load(row) for row in self.check_rows(rows).tolist()]
 
     def check_rows(self, rows: ArrayLike) -> NDArray[np.int64]:
         """The rows as int64 [B]; raises `RowRangeError` naming the first that the data set does not have."""
@@ -97,10 +103,11 @@ class ImageDataset(ABC):
             raise RowRangeError(f"rows must be whole numbers in one list; got {rows_B.dtype} {list(rows_B.shape)}")
         outside_B = (rows_B < 0) | (rows_B >= self.num_rows)
         if outside_B.any():
-            raise RowRangeError(
-                f"row {rows_B[outside_B][0]} is out of range: {self.name} has rows 0 to {self.num_rows - 1}"
-            )
+            raise self._outside(int(rows_B[outside_B][0]))
         return rows_B.astype(np.int64)
+
+    def _outside(self, row: int) -> RowRangeError:
+        return RowRangeError(f"row {row} is out of range: {self.name} has rows 0 to {self.num_rows - 1}")
 
     @property
     def keys(self) -> NDArray[np.uint8]:
@@ -112,7 +119,7 @@ class ImageDataset(ABC):
             return self._keys
 
     def _compute_keys(self) -> NDArray[np.uint8]:
-        return pixel_keys(self.image(row) for row in range(self.num_rows))
+        return pixel_keys(self._load(row) for row in range(self.num_rows))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,7 +147,7 @@ class ImageDataset(ABC):
             return self._facts.statistics_from().normalisation
         count = min(self.num_rows, STATISTICS_ROWS)
         rows = np.sort(sample_rows(num_rows=self.num_rows, count=count, seed=0))
-        return pixel_statistics(self.image(row) for row in rows.tolist())
+        return pixel_statistics(self._load(row) for row in rows.tolist())
 
     def rendered(self, row: int, view: int) -> NDArray[np.uint8]:
         """Pixels of one view of a row, uint8 [H, W, 3]; raises `RowRangeError`."""
@@ -182,17 +189,11 @@ class ArrayDataset(ImageDataset):
             raise InputError(
                 f"data set {self.name} needs uint8 [{self.num_rows}, H, W, 3]; got {pixels.dtype} {list(pixels.shape)}"
             )
-        self._pixels_NHW3: NDArray[np.uint8] = np.ascontiguousarray(pixels)
+        self._pixels_NHW3 = np.ascontiguousarray(pixels)
 
-    def image(self, row: int) -> NDArray[np.uint8]:
-        """Canonical pixels of one row, uint8 [H, W, 3]; raises `RowRangeError`."""
-        self.check_rows(row)
+    def _load(self, row: int) -> NDArray[np.uint8]:
         pixels_HW3: NDArray[np.uint8] = self._pixels_NHW3[row]
         return pixels_HW3
-
-    def images(self, rows: ArrayLike) -> list[NDArray[np.uint8]]:
-        """Canonical pixels of many rows, in the order asked for."""
-        return list(self._pixels_NHW3[self.check_rows(rows)])
 
 
 class ItemDataset(ImageDataset):
@@ -202,7 +203,5 @@ class ItemDataset(ImageDataset):
         super().__init__(facts)
         self._read = read
 
-    def image(self, row: int) -> NDArray[np.uint8]:
-        """Canonical pixels of one row, uint8 [H, W, 3]; raises `RowRangeError`."""
-        self.check_rows(row)
+    def _load(self, row: int) -> NDArray[np.uint8]:
         return self._read(row)

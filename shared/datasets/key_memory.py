@@ -25,9 +25,12 @@ UNSETTLED = -1
 
 
 class KeyMemory:
-    """File name -> (size, time, SHA-256 of the bytes, key). Not thread-safe; several processes may share a folder."""
+    """File name -> (size, time, SHA-256 of the bytes, key); without a path it forgets.
 
-    def __init__(self, path: Path, *, identity: str) -> None:
+    One thread may write while others look keys up; several processes may share a folder.
+    """
+
+    def __init__(self, path: Path | None, *, identity: str) -> None:
         self._path = path
         self._identity = identity
         self._entries: dict[str, tuple[int, int, bytes, bytes]] = {}
@@ -36,11 +39,14 @@ class KeyMemory:
         self._key_by_digest = {digest: key for _, _, digest, key in self._entries.values()}
 
     @classmethod
-    def for_folder(cls, index_dir: Path, *, folder: Path, decoder: str, view_policy: str) -> "KeyMemory":
+    def for_folder(cls, index_dir: Path | None, *, folder: Path, decoder: str, view_policy: str) -> "KeyMemory":
         """The memory of one folder of images."""
+        identity = f"{FORMAT} {decoder} {view_policy}"
+        if index_dir is None:
+            return cls(None, identity=identity)
         # The folder's full path is in the file's name only; moved data is decoded once more.
         name = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:24]
-        return cls(index_dir / f"{name}.npz", identity=f"{FORMAT} {decoder} {view_policy}")
+        return cls(index_dir / f"{name}.npz", identity=identity)
 
     def by_stat(self, name: str, *, stat: os.stat_result) -> bytes | None:
         """The key, if the file has the size and time it had."""
@@ -62,7 +68,7 @@ class KeyMemory:
 
     def save(self) -> None:
         """Write what is new, whole or not at all; a place that cannot be written is a logged warning."""
-        if not self._changed:
+        if self._path is None or not self._changed:
             return
         entries = list(self._entries.values())
         partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
@@ -84,6 +90,8 @@ class KeyMemory:
         self._changed = False
 
     def _load(self) -> None:
+        if self._path is None:
+            return
         try:
             with np.load(self._path, allow_pickle=False) as archive:
                 if str(archive["identity"]) == self._identity:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.datasets.base import ArrayDataset, ImageDataset, ItemDataset, Normalisation, SplitFacts
-from shared.datasets.python_file import item_pixels, labels_of
+from shared.datasets.items import item_classes, item_labels, item_pixels, probe_rows
 from shared.datasets.source import SplitSource
 from shared.errors import InputError, UnknownNameError
 
@@ -27,7 +27,8 @@ KNOWN_STATISTICS = {
 DIGITS = frozenset({"MNIST", "QMNIST", "KMNIST", "EMNIST", "USPS", "SVHN"})
 """Sets of characters: a mirrored one is another character, or none."""
 COMMON_SPLITS = ("train", "test", "val", "valid")
-PROBED_ROWS = 3
+CONSTRUCTION_ERRORS = (OSError, RuntimeError, ValueError, TypeError, ImportError, EOFError, LookupError)
+"""What torchvision raises for files that are missing, damaged, out of reach, or need another package."""
 
 
 class TorchvisionSource(SplitSource):
@@ -64,22 +65,21 @@ class TorchvisionSource(SplitSource):
     def _root(self) -> Path:
         return DEFAULT_ROOT if self.options.root is None else self.options.root
 
-    @property
+    @cached_property
     def splits(self) -> tuple[str, ...]:
-        """``train`` and ``test``, or what stands in for them on the constructor's ``split``."""
-        if "train" in self._parameters and "split" not in self._parameters:
+        """``train`` and ``test``, or those of them and ``val``, ``valid`` that the constructor's ``split`` takes."""
+        if "split" not in self._parameters:
             return "train", "test"
-        return tuple(split for split in COMMON_SPLITS if self._knows(split))
-
-    def _knows(self, split: str) -> bool:
-        """Whether the constructor takes this split; it says so before it looks at the disk."""
         try:
-            self._class(root=str(self._root), split=split)
-        except ValueError as error:
-            return "Valid values" not in str(error)
-        except (RuntimeError, OSError, ImportError):
+            self._class(root=str(self._root), split="?")
+        except ValueError as error:  # the names are checked before the disk, and listed
+            known = tuple(split for split in COMMON_SPLITS if f"'{split}'" in str(error))
+            if not known:
+                raise InputError(f"data set {self.spec.name!r} has no common split: {_one_line(error)}") from error
+            return known
+        except CONSTRUCTION_ERRORS:
             pass
-        return True
+        return "train", "test"
 
     def open(self, split: str) -> ImageDataset:
         """Open one split; raises `UnknownNameError`, or `InputError` for files that are missing or damaged."""
@@ -88,11 +88,10 @@ class TorchvisionSource(SplitSource):
             self.check_split(split)
         items = self._construct({"train": split == "train"} if by_train else {"split": split})
         name = str(getattr(self._class, "__name__", self.spec.argument))
-        labels = labels_of(items)
-        classes = getattr(items, "classes", None) or [str(label) for label in range(max(labels, default=-1) + 1)]
+        labels = item_labels(items)
         facts = SplitFacts(
             name=self.split_name(split),
-            classes=[str(name) for name in classes],
+            classes=item_classes(items, labels=labels),
             labels=labels,
             view_policy="crop4" if name in DIGITS else "crop4flip",
             normalisation=KNOWN_STATISTICS.get(name),
@@ -104,24 +103,26 @@ class TorchvisionSource(SplitSource):
         return ItemDataset(facts, read=lambda row: item_pixels(items[row][0]))
 
     def _construct(self, which: dict[str, Any]) -> Any:
-        options = {"download": True} if self.options.download and "download" in self._parameters else {}
+        takes_download = bool(self._parameters & {"download", "kwargs"})
+        options = {"download": True} if self.options.download and takes_download else {}
         try:
             return self._class(root=str(self._root), **which, **options)
-        except ValueError as error:
-            if "Valid values" not in str(error):
-                raise self._unusable(error) from error
-            raise UnknownNameError(f"data set {self.spec.name!r}: {' '.join(str(error).split())}") from error
-        except (RuntimeError, OSError, ImportError, EOFError, LookupError) as error:
-            raise self._unusable(error) from error
+        except CONSTRUCTION_ERRORS as error:
+            name = self.spec.argument
+            if "Valid values" in str(error):
+                raise UnknownNameError(f"data set {self.spec.name!r}: {_one_line(error)}") from error
+            if self.options.download:
+                raise InputError(
+                    f"cannot download {name} to {self._root}: {type(error).__name__}: {_one_line(error)}"
+                ) from error
+            raise InputError(
+                f"{name} is not (whole) in {self._root}; "
+                f"say where it is with --data-root DIR, or fetch it with --download"
+            ) from error
 
-    def _unusable(self, error: BaseException) -> InputError:
-        name = self.spec.argument
-        if self.options.download:
-            text = " ".join(str(error).split())[:200]
-            return InputError(f"cannot download {name} to {self._root}: {type(error).__name__}: {text}")
-        return InputError(
-            f"{name} is not (whole) in {self._root}; say where it is with --data-root DIR, or fetch it with --download"
-        )
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def exposed_pixels(items: Any, *, labels: list[int]) -> NDArray[np.uint8] | None:
@@ -141,7 +142,7 @@ def exposed_pixels(items: Any, *, labels: list[int]) -> NDArray[np.uint8] | None
         array = array.transpose(0, 2, 3, 1)
     if array.shape[3] != 3:
         return None
-    for row in np.linspace(0, len(items) - 1, PROBED_ROWS).astype(int).tolist():
+    for row in probe_rows(items):
         image, label = items[row]
         if int(label) != labels[row] or not np.array_equal(item_pixels(image), array[row]):
             return None
