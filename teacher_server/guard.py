@@ -7,7 +7,14 @@ import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import InputError, SlowBodyError, TeachonceError, TooLargeError, UnauthorizedError
+from shared.errors import (
+    InputError,
+    SlowBodyError,
+    TeachonceError,
+    TooLargeError,
+    UnauthorizedError,
+    UnsupportedTypeError,
+)
 from teacher_server.keys import is_known_key
 from teacher_server.replies import error_reply
 from teacher_server.settings import ServerSettings, is_loopback
@@ -30,6 +37,7 @@ class Guard:
         self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer why not."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -61,7 +69,7 @@ class Guard:
         self._check_body_headers(headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:
-        match = HOST_PATTERN.match(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
+        match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
         if match is None:
             raise InputError(f"expected one Host header that names a host, got {len(hosts)} or an odd one")
         name = match.group(1).lower()
@@ -122,13 +130,13 @@ def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 def _request_id(given: list[bytes]) -> str:
     """The caller's id where it is harmless in headers and logs, else a fresh one."""
     text = given[0].decode("latin-1") if len(given) == 1 else ""
-    return text if REQUEST_ID_PATTERN.match(text) else secrets.token_hex(8)
+    return text if REQUEST_ID_PATTERN.fullmatch(text) else secrets.token_hex(8)
 
 
 def _too_large(limit: int) -> TooLargeError:
     return TooLargeError(f"the body is over {limit} bytes; send several smaller requests, or raise --max-body-mb")
 
 
-def _unsupported_encoding(found: set[bytes]) -> TeachonceError:
+def _unsupported_encoding(found: set[bytes]) -> UnsupportedTypeError:
     names = ", ".join(sorted(value.decode("latin-1")[:40] for value in found))
-    return InputError(f"Content-Encoding {names!r} is not read; send the body as it is")
+    return UnsupportedTypeError(f"Content-Encoding {names!r} is not read; send the body as it is")

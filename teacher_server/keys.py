@@ -16,7 +16,7 @@ MIN_KEY_CHARACTERS = 16
 
 
 def load_keys(path: Path) -> tuple[bytes, ...]:
-    """SHA-256 of every key in the file, one per line, ``#`` starts a comment; a missing file is made with a fresh key."""
+    """SHA-256 of every key in the file: one per line, ``#`` starts a comment. A missing file is made with a fresh key."""
     if not path.exists():
         _create(path)
     if path.stat().st_mode & 0o077:
@@ -36,8 +36,8 @@ def load_keys(path: Path) -> tuple[bytes, ...]:
 def is_known_key(token: bytes, *, digests: Sequence[bytes]) -> bool:
     """Whether ``token`` is one of the keys; takes the same time whichever it is."""
     digest = sha256(token).digest()
-    # A list, not a generator: every key is compared, also after a match.
-    return any([compare_digest(digest, known) for known in digests])
+    # sum, not any: every key is compared, also after a match.
+    return sum(compare_digest(digest, known) for known in digests) > 0
 
 
 def _create(path: Path) -> None:

@@ -45,9 +45,7 @@ def error_reply(error: TeachonceError, *, request_id: str) -> Response:
         code=error.code,
         status=error.status,
         request_id=request_id,
-        extra={"needed": error.needed, "remaining": error.remaining}
-        if isinstance(error, BudgetExhaustedError)
-        else {},
+        extra={"needed": error.needed, "remaining": error.remaining} if isinstance(error, BudgetExhaustedError) else {},
         headers=_headers(error),
     )
 

@@ -1,0 +1,258 @@
+"""The way of a logit from its key on: cached, joined, or reserved, computed, checked, committed; then answered.
+
+Used by the HTTP routes and by `fill` alike. Shape key: B images of one question.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.writer import CacheHandle, CacheWriter, Place
+from shared.errors import DeadlineError, DiskFullError, OutputNotCachedError, TeachonceError, UnavailableError
+from shared.teacher import Teacher
+from teacher_server.batcher import Batcher, Outputs
+from teacher_server.questions import Question
+from teacher_server.queueing import Item
+from teacher_server.settings import AnsweringSettings
+from teacher_server.store import Store
+
+log = logging.getLogger(__name__)
+
+FlightId = tuple[frozenset[str], bytes]
+"""Outputs that the asking cache keeps, and the key."""
+Flight = asyncio.Future[Place | None]
+"""A key on its way: its committed place, or None where the one who asked first could not pay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What the teacher said about every image of a question, in request order."""
+
+    outputs: dict[str, NDArray[Any]]
+    """Arrays [B, ...] in the dtype they are kept in."""
+    cached: NDArray[np.bool_]
+    """Whether the answer was there before this question, bool [B]."""
+    teacher_calls: int
+    """Calls that this question caused."""
+
+
+class Answering:
+    """One teacher, one cache, one loop; an async context manager that drains at its end.
+
+    A caller that leaves changes nothing: the work belongs to this object, the caller only waits.
+    """
+
+    def __init__(self, writer: CacheWriter, *, teacher: Teacher, settings: AnsweringSettings) -> None:
+        self.died = asyncio.Event()
+        """Set when answers can no longer be kept; the process should end."""
+        self._settings = settings
+        self._store = Store(writer, description=teacher.description)
+        self._flights: dict[FlightId, Flight] = {}
+        self._work: set[asyncio.Task[Answers]] = set()
+        self._draining = False
+        self._disk_full = False
+        self._batcher = Batcher(teacher, settings=settings, settle=self._settle, fail=self._fail, give_up=self._give_up)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.create_task(self._batcher.run(), name="batcher")
+        self._loop.add_done_callback(self._loop_ended)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.drain()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing should be asked now; None where all is well."""
+        if self.died.is_set():
+            return "the batcher stopped; see the log"
+        if self._draining:
+            return "draining: the server is about to stop"
+        return "the disk is full; make room, nothing was lost" if self._disk_full else None
+
+    @property
+    def waiting_images(self) -> int:
+        """Distinct images on their way."""
+        return len(self._flights)
+
+    async def drain(self) -> None:
+        """Refuse new questions, finish and commit what was asked."""
+        self._draining = True
+        while self._work:
+            await asyncio.wait(self._work)
+        self._batcher.close()
+        await asyncio.wait([self._loop])
+        self._store.close()
+
+    async def answer(
+        self, question: Question, *, outputs: Sequence[str], run: str, timeout_s: float | None = None
+    ) -> Answers:
+        """Answers to a question, paid by ``run`` where nobody has paid before; nothing is returned before it is durable.
+
+        Raises `BudgetExhaustedError` before computing anything, `AnswerError` and `TeacherFailedError` after keeping
+        what could be kept, `UnavailableError`, `DeadlineError`, and `UnknownNameError` for a run that does not exist.
+        """
+        check_outputs(outputs, cache=question.cache)
+        places = question.cached()
+        if None not in places:
+            hits = [place for place in places if place is not None]
+            arrays = await self._store.finish(question, places=hits, outputs=outputs, run=run, joined=0)
+            return Answers(outputs=arrays, cached=np.ones(len(hits), dtype=np.bool_), teacher_calls=0)
+        self._check_open()
+        work = asyncio.create_task(self._answer(question, places=places, outputs=outputs, run=run))
+        self._work.add(work)
+        work.add_done_callback(self._forget)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(work)
+        except TimeoutError as error:
+            raise DeadlineError(f"no answer within {timeout_s:g} s; it will be kept: ask again") from error
+
+    def _forget(self, work: "asyncio.Task[Answers]") -> None:
+        self._work.discard(work)
+        # Looked at, so that asyncio does not complain where the caller has left.
+        if not work.cancelled():
+            work.exception()
+
+    def _check_open(self) -> None:
+        if self._draining or self.died.is_set():
+            raise UnavailableError(f"not now: {self.trouble}")
+
+    async def _answer(
+        self, question: Question, *, places: list[Place | None], outputs: Sequence[str], run: str
+    ) -> Answers:
+        missing = [index for index, place in enumerate(places) if place is None]
+        indices: dict[bytes, list[int]] = {}
+        for index, key in zip(missing, await self._batcher.keys(question, missing), strict=True):
+            indices.setdefault(key, []).append(index)
+        cached = np.array([place is not None for place in places], dtype=np.bool_)
+        calls = joined = 0
+        while wanted := {key: group[0] for key, group in indices.items() if places[group[0]] is None}:
+            landed = await self._land_all(question, wanted=wanted, run=run)
+            for key, place in landed.places.items():
+                for index in indices[key]:
+                    places[index] = place
+                    cached[index] = key in landed.found
+            calls += landed.calls
+            joined += landed.joined
+        found = [place for place in places if place is not None]
+        arrays = await self._store.finish(question, places=found, outputs=outputs, run=run, joined=joined)
+        return Answers(outputs=arrays, cached=cached, teacher_calls=calls)
+
+    async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], run: str) -> "Landed":
+        """One round: join what others compute, claim the rest; keys that another gave up are missing from the result."""
+        kind = frozenset(question.cache.outputs)
+        joined = {key: flight for key in wanted if (flight := self._flights.get((kind, key))) is not None}
+        mine = {key: index for key, index in wanted.items() if key not in joined}
+        claimed, found = await self._claim(question, mine=mine, run=run) if mine else ({}, {})
+        if flights := [*joined.values(), *claimed.values()]:
+            await asyncio.wait(flights)
+        places = {key: place for key, flight in [*joined.items(), *claimed.items()] if (place := flight.result())}
+        return Landed(
+            places={**found, **places},
+            found=frozenset(found),
+            calls=sum(key in places for key in claimed),
+            joined=sum(key in places for key in joined),
+        )
+
+    async def _claim(
+        self, question: Question, *, mine: Mapping[bytes, int], run: str
+    ) -> tuple[dict[bytes, Flight], dict[bytes, Place]]:
+        """Take keys on: those that the cache holds after all, and flights of those that are paid for and submitted."""
+        if self._flights and len(self._flights) + len(mine) > self._settings.queue_images:
+            raise UnavailableError(f"{len(self._flights)} images are waiting already; ask again in a moment")
+        kind = frozenset(question.cache.outputs)
+        loop = asyncio.get_running_loop()
+        # Registered before the first await: from here on nobody else computes these keys.
+        flights: dict[bytes, Flight] = {key: loop.create_future() for key in mine}
+        self._flights.update({(kind, key): flight for key, flight in flights.items()})
+        try:
+            claim = await self._store.claim(question.cache, run=run, keys=list(mine))
+            if claim.reservation is not None and self.died.is_set():
+                self._check_open()
+        except BaseException:
+            for key in mine:
+                self._land((kind, key), None)
+            raise
+        for key, place in claim.places.items():
+            self._land((kind, key), place)
+            del flights[key]
+        if claim.reservation is not None:
+            self._batcher.submit(
+                [
+                    Item(question=question, index=mine[key], key=key, run=run, reservation=claim.reservation)
+                    for key in flights
+                ]
+            )
+        return flights, claim.places
+
+    def _land(self, flight_id: FlightId, outcome: Place | TeachonceError | None) -> None:
+        """Tell everyone who waits for a key; later questions start over, so errors are never remembered."""
+        flight = self._flights.pop(flight_id, None)
+        if flight is None:
+            return
+        if isinstance(outcome, TeachonceError):
+            flight.set_exception(outcome)
+        else:
+            flight.set_result(outcome)
+
+    def _land_items(self, items: Sequence[Item], *, outcomes: Sequence[Place | TeachonceError]) -> None:
+        for item, outcome in zip(items, outcomes, strict=True):
+            self._land((frozenset(item.question.cache.outputs), item.key), outcome)
+
+    async def _settle(self, items: list[Item], outputs: Outputs) -> None:
+        """Keep a batch's answers, then tell their callers."""
+        try:
+            outcomes = await self._store.settle(items, outputs)
+            self._disk_full = False
+        except DiskFullError as error:
+            log.exception("no room for %d answers", len(items))
+            self._disk_full = True
+            outcomes = [error] * len(items)
+        self._land_items(items, outcomes=outcomes)
+
+    async def _fail(self, items: list[Item], error: TeachonceError) -> None:
+        """The teacher raised: the attempts stay counted, the callers hear why."""
+        await self._store.fail(items)
+        self._land_items(items, outcomes=[error] * len(items))
+
+    async def _give_up(self, items: list[Item], error: TeachonceError) -> None:
+        """The teacher was never asked: the calls are given back."""
+        await self._store.release(items)
+        self._land_items(items, outcomes=[error] * len(items))
+
+    def _loop_ended(self, loop: "asyncio.Task[None]") -> None:
+        error = loop.exception() if not loop.cancelled() else None
+        if error is None and self._draining:
+            return
+        log.critical("the batcher stopped", exc_info=error)
+        self.died.set()
+        for flight_id in list(self._flights):
+            self._land(flight_id, UnavailableError("the server stopped while this was being answered; ask again"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Landed:
+    """What one round brought."""
+
+    places: dict[bytes, Place]
+    found: frozenset[bytes]
+    """Keys that the cache held."""
+    calls: int
+    joined: int
+
+
+def check_outputs(outputs: Sequence[str], *, cache: CacheHandle) -> None:
+    """Raise `OutputNotCachedError` for an output that the cache was not created with."""
+    for name in outputs:
+        if name not in cache.outputs:
+            kept = ", ".join(cache.outputs)
+            raise OutputNotCachedError(f"output {name[:80]!r} is not kept in this cache; it keeps {kept}")

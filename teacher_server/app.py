@@ -1,0 +1,95 @@
+"""The HTTP application: routes, the guard before them, and errors as the one JSON shape."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from cache.writer import CacheWriter
+from shared.datasets.base import ImageDataset
+from shared.errors import TeachonceError
+from shared.teacher import Teacher
+from teacher_server.guard import Guard
+from teacher_server.replies import error_reply, plain_error
+from teacher_server.routes_answers import router as answers_router
+from teacher_server.routes_state import router as state_router
+from teacher_server.service import Service
+from teacher_server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+
+
+def create_app(
+    settings: ServerSettings,
+    *,
+    teacher: Teacher,
+    datasets: Sequence[ImageDataset],
+    writer: CacheWriter,
+    outputs: Mapping[str, str] | None = None,
+) -> FastAPI:
+    """The application around an open cache; its lifespan drains, closing teacher and writer is the caller's.
+
+    ``outputs`` maps what new caches keep to dtypes; None = as created, logits and features in float16 where new.
+    ``app.state.service.answering.died`` is set when the process should end.
+    """
+    service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.answering:
+            yield
+
+    app = FastAPI(
+        title="teachonce teacher server",
+        version=VERSION,
+        lifespan=lifespan,
+        # The stock pages load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.include_router(answers_router)
+    app.include_router(state_router)
+    app.add_middleware(Guard, settings=settings)
+    app.add_exception_handler(TeachonceError, _expected)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_exception_handler(Exception, _our_mistake)
+    return app
+
+
+async def _expected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TeachonceError)
+    log.info("request_id=%s path=%r code=%s: %s", _id(request), request.scope["path"][:200], error.code, error)
+    return error_reply(error, request_id=_id(request))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    message = f"{request.method} {request.scope['path'][:200]!r}: {error.detail}; GET /openapi.json lists the routes"
+    return plain_error(
+        message, code=code, status=error.status_code, request_id=_id(request), headers=error.headers or {}
+    )
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return plain_error("the client left", code="bad_request", status=400, request_id=_id(request))
+
+
+async def _our_mistake(request: Request, error: Exception) -> Response:
+    # Never the exception's own text: it may hold paths or addresses.
+    message = f"an internal error; the server's log has it under request id {_id(request)}"
+    return plain_error(message, code="internal", status=500, request_id=_id(request))
+
+
+def _id(request: Request) -> str:
+    state: dict[str, str] = request.scope.get("state", {})
+    return state.get("request_id", "")

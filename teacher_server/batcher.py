@@ -1,0 +1,190 @@
+"""Forms batches of images and runs the teacher on them: the only place in the server that does.
+
+One batch is loaded ahead while the teacher works on another and the one before is being committed.
+
+Shape key: B images of one batch.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from shared.errors import TeacherFailedError, TeachonceError
+from shared.teacher import Teacher
+from teacher_server.questions import Pixels, Question
+from teacher_server.queueing import FairQueue, Item
+from teacher_server.settings import AnsweringSettings
+
+log = logging.getLogger(__name__)
+
+PART_IMAGES = 32
+"""Images that one loading thread takes at a time."""
+
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A batch whose pixels are in memory."""
+
+    items: list[Item]
+    images: list[Pixels]
+
+
+class Batcher:
+    """Takes items, returns nothing: what happens to them is told to ``settle`` and ``give_up``, awaited in order."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        settings: AnsweringSettings,
+        settle: Callable[[list[Item], Outputs], Awaitable[None]],
+        fail: Callable[[list[Item], TeachonceError], Awaitable[None]],
+        give_up: Callable[[list[Item], TeachonceError], Awaitable[None]],
+    ) -> None:
+        """``settle`` gets answers, ``fail`` items whose forward raised, ``give_up`` items whose forward never began."""
+        self._teacher = teacher
+        self._settings = settings
+        self._settle = settle
+        self._fail = fail
+        self._give_up = give_up
+        self._queue = FairQueue()
+        self._grown = asyncio.Event()
+        self._ahead: asyncio.Task[Loaded] | None = None
+        self._closing = False
+        self._broken: BaseException | None = None
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+        self._load_threads = ThreadPoolExecutor(settings.load_threads, thread_name_prefix="load")
+
+    def submit(self, items: Sequence[Item]) -> None:
+        """Queue items for the next batches."""
+        self._queue.push(items)
+        self._load_full_batch()
+        self._grown.set()
+
+    async def keys(self, question: Question, indices: Sequence[int]) -> list[bytes]:
+        """Keys of images of a question; rendering happens in the loading threads."""
+        loop = asyncio.get_running_loop()
+        parts = [indices[start : start + PART_IMAGES] for start in range(0, len(indices), PART_IMAGES)]
+        if question.keys_are_known:
+            return question.keys(indices)
+        jobs = [loop.run_in_executor(self._load_threads, question.keys, part) for part in parts]
+        return [key for keys in await asyncio.gather(*jobs) for key in keys]
+
+    def close(self) -> None:
+        """Let `run` end once everything that was submitted is settled."""
+        self._closing = True
+        self._grown.set()
+
+    async def run(self) -> None:
+        """Work until closed; an exception out of here means that answers can no longer be kept."""
+        settling: asyncio.Task[None] | None = None
+        try:
+            while (batch := await self._next()) is not None:
+                if not batch.items:
+                    continue
+                outputs = await self._forward(batch)
+                # One commit may overlap the next forward, never two: answers wait for nothing else.
+                if settling is not None:
+                    await settling
+                settling = asyncio.ensure_future(outputs)
+                settling.add_done_callback(self._notice)
+            if settling is not None:
+                await settling
+        finally:
+            self._model_thread.shutdown(wait=False, cancel_futures=True)
+            self._load_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _next(self) -> Loaded | None:
+        """The next batch: a full one as soon as there is one, else whatever waits; None when closed and empty."""
+        while self._ahead is None:
+            if self._broken is not None:
+                raise self._broken
+            if self._queue:
+                self._ahead = asyncio.create_task(self._load(self._queue.take(self._settings.batch_images)))
+            elif self._closing:
+                return None
+            else:
+                self._grown.clear()
+                await self._grown.wait()
+                if self._ahead is None and not self._closing:
+                    await asyncio.sleep(self._settings.max_delay_s)
+        batch = await self._ahead
+        self._ahead = None
+        self._load_full_batch()
+        return batch
+
+    def _notice(self, settled: asyncio.Future[None]) -> None:
+        """Wake up for a commit that failed while nothing else is going on."""
+        if not settled.cancelled() and settled.exception() is not None:
+            self._broken = settled.exception()
+            self._grown.set()
+
+    def _load_full_batch(self) -> None:
+        """Load ahead only what cannot grow any more: a partial batch waits until the teacher is free."""
+        if self._ahead is None and len(self._queue) >= self._settings.batch_images:
+            self._ahead = asyncio.create_task(self._load(self._queue.take(self._settings.batch_images)))
+
+    async def _load(self, items: list[Item]) -> Loaded:
+        """Pixels of a batch; an image that cannot be read is given up alone."""
+        loop = asyncio.get_running_loop()
+        parts = _parts_of_one_question(items)
+        jobs = [loop.run_in_executor(self._load_threads, _load_part, part) for part in parts]
+        good = Loaded(items=[], images=[])
+        for part, images in zip(parts, await asyncio.gather(*jobs), strict=True):
+            for item, image in zip(part, images, strict=True):
+                if isinstance(image, TeachonceError):
+                    await self._give_up([item], image)
+                else:
+                    good.items.append(item)
+                    good.images.append(image)
+        return good
+
+    async def _forward(self, batch: Loaded) -> Awaitable[None]:
+        """Run the teacher; returns what is left to do about its answers."""
+        loop = asyncio.get_running_loop()
+        try:
+            outputs = await loop.run_in_executor(self._model_thread, self._teacher.answer, batch.images)
+        # The one broad except of the project: whatever a model raises, the loop must outlive it.
+        except Exception as error:
+            log.exception("the teacher failed on a batch of %d images", len(batch.items))
+            if isinstance(error, TeachonceError):
+                return self._fail(batch.items, error)
+            kind = type(error).__name__
+            message = f"the teacher raised {kind} on a batch of {len(batch.items)} images; see the server's log"
+            return self._fail(batch.items, TeacherFailedError(message))
+        return self._settle(batch.items, dict(outputs))
+
+
+def _parts_of_one_question(items: list[Item]) -> list[list[Item]]:
+    """Cut a batch into parts that one call of one question can load."""
+    by_question: dict[int, list[Item]] = {}
+    for item in items:
+        by_question.setdefault(id(item.question), []).append(item)
+    return [
+        group[start : start + PART_IMAGES]
+        for group in by_question.values()
+        for start in range(0, len(group), PART_IMAGES)
+    ]
+
+
+def _load_part(part: list[Item]) -> list[Pixels | TeachonceError]:
+    """Pixels of items of one question; where that fails, one by one, with the error in the place of the image."""
+    question = part[0].question
+    try:
+        return [*question.pixels([item.index for item in part])]
+    except TeachonceError:
+        return [_load_one(item) for item in part]
+
+
+def _load_one(item: Item) -> Pixels | TeachonceError:
+    try:
+        return item.question.pixels([item.index])[0]
+    except TeachonceError as error:
+        return error

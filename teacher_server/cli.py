@@ -1,0 +1,244 @@
+"""The command ``teacher-server``: serve a teacher, fill a cache, or plan a fill."""
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.command import run_command
+from shared.errors import InputError
+from teacher_server.opening import RowOptions, TeacherOptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run the teacher once, keep everything it said.",
+)
+
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="zoo:NAME, torchvision:NAME, timm:NAME, export:FILE.pt2, python:FILE.py:FUNCTION, fake:C or a checkpoint"
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="safetensors, or a state dict")]
+Cache = Annotated[Path, typer.Option(help="folder of the cache; made if absent")]
+Datasets = Annotated[list[str] | None, typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")]
+Classes = Annotated[int | None, typer.Option(help="width of the logits, where nothing else says it")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the arithmetic of the forward pass")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the teacher; default: cores - 1")]
+TrustExport = Annotated[bool, typer.Option("--trust-export", help="load an exported program even if that runs pickle")]
+DataRoot = Annotated[Path | None, typer.Option(help="where torchvision data sets lie; default: data")]
+Download = Annotated[bool, typer.Option("--download", help="download missing torchvision data sets")]
+Outputs = Annotated[str | None, typer.Option(help="what to keep: logits or logits,features (default)")]
+Dtype = Annotated[str | None, typer.Option(help="dtype to keep answers in: float16 (default) or float32")]
+Batch = Annotated[int, typer.Option(min=1, help="images per teacher forward pass")]
+MaxDelay = Annotated[float, typer.Option(min=0, help="how long an idle teacher waits for a batch to grow")]
+Budget = Annotated[int | None, typer.Option(min=0, help="most teacher calls")]
+Run = Annotated[str, typer.Option(help="name under which calls are counted and bounded")]
+Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, smaller samples nest in larger ones")]
+Seed = Annotated[int, typer.Option(help="which sample to draw")]
+RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]
+Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
+
+
+@app.command()
+def serve(
+    teacher: Teacher,
+    cache: Cache,
+    dataset: Datasets = None,
+    weights: Weights = None,
+    classes: Classes = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    threads: Threads = None,
+    trust_export: TrustExport = False,
+    data_root: DataRoot = None,
+    download: Download = False,
+    outputs: Outputs = None,
+    dtype: Dtype = None,
+    budget: Budget = None,
+    run: Annotated[list[str] | None, typer.Option(help="NAME or NAME=CALLS: a run that may ask; repeatable")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need --api-key-file")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="name that a Host header may hold; repeatable")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys, one per line; made with a fresh one if absent")] = None,
+    batch: Batch = 256,
+    max_delay_ms: MaxDelay = 2.0,
+    queue: Annotated[int, typer.Option(min=1, help="images that may wait; more are refused with 503")] = 8192,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="largest request body, in MiB")] = 64,
+    deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds until a caller is told 504")] = 60.0,
+) -> None:
+    """Answer over HTTP; SIGTERM finishes and keeps what was asked."""
+    # Here, so that `--help` and the other commands do not load a web framework.
+    from teacher_server.keys import load_keys
+    from teacher_server.serve import RunBudgets, serve_until_signal
+    from teacher_server.settings import AnsweringSettings, ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        key_digests=load_keys(api_key_file) if api_key_file else (),
+        allowed_hosts=frozenset(name.lower() for name in allowed_host or ()),
+        max_body_bytes=max_body_mb * 2**20,
+        deadline_s=deadline_s,
+        answering=AnsweringSettings(batch_images=batch, max_delay_s=max_delay_ms / 1000, queue_images=queue),
+    )
+    signals = serve_until_signal(
+        settings,
+        port=port,
+        cache=cache,
+        teacher=TeacherOptions(
+            spec=teacher,
+            weights=weights,
+            classes=classes,
+            device=device,
+            precision=precision,
+            trust_export=trust_export,
+            threads=threads,
+        ),
+        datasets=dataset or [],
+        data_root=data_root,
+        download=download,
+        outputs=_kept(outputs, dtype=dtype),
+        budgets=RunBudgets(whole=budget, runs=dict(_run_budget(text) for text in run or ())),
+        ready=lambda url: print(f"listening on {url}", flush=True),
+    )
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+
+
+@app.command()
+def fill(
+    teacher: Teacher,
+    dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
+    cache: Cache,
+    weights: Weights = None,
+    classes: Classes = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    threads: Threads = None,
+    trust_export: TrustExport = False,
+    data_root: DataRoot = None,
+    download: Download = False,
+    sample: Sample = None,
+    seed: Seed = 0,
+    rows: RowsFile = None,
+    views: Views = "0",
+    outputs: Outputs = None,
+    dtype: Dtype = None,
+    budget: Budget = None,
+    run: Run = "default",
+    batch: Batch = 256,
+) -> None:
+    """Ask about rows of a data set until all are cached; stopped and started again, it goes on where it was."""
+    from teacher_server.commands import FillOptions, fill_cache
+
+    options = FillOptions(
+        teacher=TeacherOptions(
+            spec=teacher,
+            weights=weights,
+            classes=classes,
+            device=device,
+            precision=precision,
+            trust_export=trust_export,
+            threads=threads,
+        ),
+        datasets=tuple(dataset),
+        cache=cache,
+        data_root=data_root,
+        download=download,
+        rows=RowOptions(sample=sample, seed=seed, file=rows),
+        views=views,
+        outputs=_kept(outputs, dtype=dtype),
+        budget=budget,
+        run=run,
+        batch_images=batch,
+    )
+    print(fill_cache(options))
+
+
+@app.command()
+def plan(
+    teacher: Teacher,
+    dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
+    cache: Cache,
+    weights: Weights = None,
+    classes: Classes = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    threads: Threads = None,
+    trust_export: TrustExport = False,
+    data_root: DataRoot = None,
+    download: Download = False,
+    sample: Sample = None,
+    seed: Seed = 0,
+    rows: RowsFile = None,
+    views: Views = "0",
+    outputs: Outputs = None,
+    dtype: Dtype = None,
+    budget: Budget = None,
+    run: Run = "default",
+    batch: Batch = 256,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="images/s of the teacher, to say how long it takes")] = None,
+) -> None:
+    """Say what a fill would cost, without calling the teacher or changing the cache."""
+    from teacher_server.commands import FillOptions, plan_fills
+
+    options = FillOptions(
+        teacher=TeacherOptions(
+            spec=teacher,
+            weights=weights,
+            classes=classes,
+            device=device,
+            precision=precision,
+            trust_export=trust_export,
+            threads=threads,
+        ),
+        datasets=tuple(dataset),
+        cache=cache,
+        data_root=data_root,
+        download=download,
+        rows=RowOptions(sample=sample, seed=seed, file=rows),
+        views=views,
+        outputs=_kept(outputs, dtype=dtype),
+        budget=budget,
+        run=run,
+        batch_images=batch,
+    )
+    for line in plan_fills(options, rate=rate):
+        print(line)
+
+
+def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:
+    """What a new cache keeps, by name; None = as created, or the default where new."""
+    if outputs is None and dtype is None:
+        return None
+    names = (outputs or "logits,features").split(",")
+    unknown = [name for name in names if name not in ("logits", "features")]
+    if unknown or len(set(names)) < len(names):
+        raise InputError(f"cannot keep outputs {outputs!r}; use logits or logits,features")
+    if dtype not in (None, "float16", "float32"):
+        raise InputError(f"cannot keep answers as {dtype!r}; use float16 or float32")
+    return dict.fromkeys(names, dtype or "float16")
+
+
+def _run_budget(text: str) -> tuple[str, int | None]:
+    """``NAME`` or ``NAME=CALLS``."""
+    name, equals, calls = text.partition("=")
+    if equals and not (calls.isascii() and calls.isdigit()):
+        raise InputError(f"cannot read --run {text[:80]!r}; write NAME, or NAME=CALLS such as paper=1600")
+    return name, int(calls) if equals else None
+
+
+def main() -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    run_command(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""``teacher-server fill`` and ``plan``: the same options, one computes and the other only counts."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.writer import CacheHandle, CacheWriter
+from shared.datasets.base import ImageDataset
+from shared.errors import BudgetExhaustedError, InputError
+from shared.teacher import Teacher
+from shared.views import parse_views
+from teacher_server.answering import Answering
+from teacher_server.fill import FillCounts, fill
+from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
+from teacher_server.plan import FillPlan, plan_fill, slot_bytes
+from teacher_server.planning import CachedAlready
+from teacher_server.progress import FillProgress
+from teacher_server.serve import INDEX_FOLDER
+from teacher_server.service import DEFAULT_OUTPUTS, open_cache
+from teacher_server.settings import AnsweringSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillOptions:
+    """What `fill` and `plan` are told."""
+
+    teacher: TeacherOptions
+    datasets: tuple[str, ...]
+    cache: Path
+    data_root: Path | None
+    download: bool
+    rows: RowOptions
+    views: str
+    """Such as ``0,5,1-162``."""
+    outputs: dict[str, str] | None
+    """What a new cache keeps; None = as created, or the default."""
+    budget: int | None
+    """None leaves the run's budget as it is."""
+    run: str
+    batch_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One data set to fill."""
+
+    dataset: ImageDataset
+    rows: NDArray[np.int64]
+    """Rows [B], each once."""
+    views: tuple[int, ...]
+
+
+def open_jobs(options: FillOptions, *, index_dir: Path | None) -> list[Job]:
+    """Data sets with the rows and views asked for."""
+    datasets = open_datasets(
+        options.datasets, root=options.data_root, download=options.download, index_dir=index_dir
+    )
+    if options.rows.selects and len(datasets) > 1:
+        names = " or ".join(dataset.name for dataset in datasets)
+        raise InputError(f"--sample and --rows choose rows of one split; name it in --dataset: {names}")
+    return [
+        Job(
+            dataset=dataset,
+            rows=choose_rows(dataset, options=options.rows),
+            views=parse_views(options.views, policy=dataset.view_policy),
+        )
+        for dataset in datasets
+    ]
+
+
+def fill_cache(options: FillOptions) -> str:
+    """Fill, and return one line that says what was done.
+
+    Raises `BudgetExhaustedError` before computing anything where the budget cannot cover all of it.
+    """
+    began_s = time.monotonic()
+    with closing(CacheWriter.open(options.cache)) as writer:
+        jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
+        with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
+            writer.ensure_run(options.run, budget=options.budget)
+            caches = [
+                open_cache(writer, teacher=teacher, dataset=job.dataset.description, outputs=options.outputs)
+                for job in jobs
+            ]
+            _check_budget(writer, teacher=teacher, jobs=jobs, caches=caches, run=options.run)
+            counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
+    seconds = time.monotonic() - began_s
+    return (
+        f"{counts.done} rows, {counts.teacher_calls} teacher calls, {counts.hits} hits, "
+        f"{seconds:.1f} s, {counts.done / seconds:.0f} images/s"
+    )
+
+
+async def _fill(
+    options: FillOptions, *, writer: CacheWriter, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle]
+) -> FillCounts:
+    settings = AnsweringSettings(batch_images=options.batch_images, max_delay_s=0.0)
+    total = FillCounts(total=0)
+    async with Answering(writer, teacher=teacher, settings=settings) as answering:
+        for job, cache in zip(jobs, caches, strict=True):
+            remaining = writer.ledger_counts()["runs"][options.run]["remaining"]
+            with FillProgress(job.dataset.name, budget_left=remaining) as progress:
+                counts = await fill(
+                    answering,
+                    dataset=job.dataset,
+                    cache=cache,
+                    rows=job.rows,
+                    views=job.views,
+                    run=options.run,
+                    batch_images=options.batch_images,
+                    progress=progress,
+                )
+            total = total.plus(counts)
+    return total
+
+
+def _check_budget(
+    writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle], run: str
+) -> None:
+    """Raise where the run cannot pay for all that is missing."""
+    counts = writer.ledger_counts()["runs"][run]
+    remaining = counts["remaining"]
+    if remaining is None:
+        return
+
+    def is_known(key: bytes) -> bool:
+        return writer.find(teacher.description.id, key) is not None
+
+    needed = sum(
+        plan_fill(job.dataset, rows=job.rows, views=job.views, present=cache.present, is_known=is_known).calls
+        for job, cache in zip(jobs, caches, strict=True)
+    )
+    if needed > remaining:
+        raise BudgetExhaustedError(
+            f"{needed} teacher calls needed, {remaining} remain for run {run}; nothing was computed: "
+            f"ask for fewer rows, or raise --budget to {counts['attempts'] + needed}",
+            needed=needed,
+            remaining=remaining,
+        )
+
+
+def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
+    """Lines that say what the fill would cost; neither calls the teacher nor changes the cache."""
+    known = CachedAlready.open(options.cache)
+    jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER if options.cache.is_dir() else None)
+    with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
+        about = teacher.description
+        calls = size_bytes = 0
+        for job in jobs:
+            plan = plan_fill(
+                job.dataset,
+                rows=job.rows,
+                views=job.views,
+                present=lambda view, name=job.dataset.name: known.present(about.id, dataset=name, view=view),
+                is_known=lambda key: known.has_key(about.id, key=key),
+            )
+            yield _plan_line(job.dataset.name, plan=plan)
+            calls += plan.calls
+            size_bytes += plan.new_slots * slot_bytes(about, outputs=options.outputs or DEFAULT_OUTPUTS)
+    duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "give --rate to see how long it takes"
+    free = shutil.disk_usage(next(path for path in (options.cache.absolute(), *options.cache.absolute().parents) if path.exists())).free
+    yield f"teacher {about.id}: {calls} teacher calls, {size_bytes / 1e6:.1f} MB, {duration}, {free / 1e9:.1f} GB free"
+    remaining = known.remaining(options.run, budget=options.budget)
+    if remaining is not None:
+        yield f"run {options.run}: {remaining} calls remain, {'enough' if remaining >= calls else 'NOT enough'}"
+
+
+def _plan_line(name: str, *, plan: FillPlan) -> str:
+    return (
+        f"{name}: {plan.answers} answers, {plan.present} cached, "
+        f"{plan.shared_pixels} with pixels answered otherwise, {plan.calls} teacher calls"
+    )

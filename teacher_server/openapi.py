@@ -1,0 +1,44 @@
+"""What the reference page says about a route: its body, its answer, and every status that can occur."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from shared.schemas import ErrorBody
+from shared.wire import CONTENT_TYPE
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+ALWAYS = (400, 401, 500)
+"""Any request may carry a wrong host or key, or meet our own mistake."""
+ANSWERING = (402, 404, 408, 413, 415, 503, 504, 507)
+"""What a question about uncached images may meet besides."""
+
+
+def documented(
+    answer: type[BaseModel] | None,
+    *,
+    errors: Sequence[int] = (),
+    body: Mapping[str, Any] | None = None,
+    binary: bool = False,
+    query: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Keyword arguments of a route decorator; ``body`` maps content types to schemas, ``query`` names parameters."""
+    success: dict[str, Any] = {"description": "OK"} if answer is None else {"model": answer}
+    if binary:
+        success["content"] = {CONTENT_TYPE: BINARY}
+    extra: dict[str, Any] = {}
+    if body is not None:
+        extra["requestBody"] = {"required": True, "content": dict(body)}
+    if query:
+        extra["parameters"] = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in query]
+    return {
+        "response_model": None,
+        "responses": {200: success} | {status: {"model": ErrorBody} for status in sorted({*ALWAYS, *errors})},
+        "openapi_extra": extra,
+    }
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """A body of JSON that follows ``model``."""
+    return {"application/json": {"schema": model.model_json_schema()}}

@@ -1,0 +1,117 @@
+"""Opens what a command names: the teacher, the data sets, the rows to ask about.
+
+Shape key: B rows asked for.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.datasets.base import ImageDataset
+from shared.datasets.spec import open_splits
+from shared.errors import InputError
+from shared.identity import sample_rows
+from shared.teacher import Teacher, load_teacher
+
+FAKE_PREFIX = "fake:"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherOptions:
+    """Which teacher, and how it computes."""
+
+    spec: str
+    """``zoo:NAME`` and the like, or the path of a checkpoint."""
+    weights: Path | None = None
+    classes: int | None = None
+    """Width of the logits where neither weights nor data set say it."""
+    device: str = "auto"
+    precision: str = "float32"
+    trust_export: bool = False
+    """Whether an exported program may run pickle while it loads."""
+    threads: int | None = None
+    """CPU threads of the teacher; None = one less than there are cores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowOptions:
+    """Which rows to ask about; by default all."""
+
+    sample: int | None = None
+    """How many to draw."""
+    seed: int = 0
+    file: Path | None = None
+    """Text with one row per line, or an .npy array of integers."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether anything but all rows is asked for."""
+        return self.sample is not None or self.file is not None
+
+
+def open_datasets(
+    specs: Sequence[str], *, root: Path | None, download: bool, index_dir: Path | None
+) -> list[ImageDataset]:
+    """All splits of data sets without one, in order; raises `InputError` where two have one name."""
+    datasets = [
+        dataset for spec in specs for dataset in open_splits(spec, root=root, download=download, index_dir=index_dir)
+    ]
+    names = [dataset.name for dataset in datasets]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"two data sets are called {min(twice)}; name one of them: NAME=KIND:ARG")
+    return datasets
+
+
+def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -> Teacher:
+    """The teacher; classes and normalisation default to those of the first data set."""
+    if options.spec.startswith(FAKE_PREFIX):
+        return load_teacher(options.spec)
+    _limit_threads(options.threads)
+    first = datasets[0] if datasets else None
+    return load_teacher(
+        options.spec,
+        weights=options.weights,
+        classes=options.classes or (len(first.classes) if first else None),
+        normalisation=first.normalisation if first else None,
+        device=options.device,
+        precision=options.precision,
+        trust_export=options.trust_export,
+    )
+
+
+def _limit_threads(threads: int | None) -> None:
+    # torch only here: a fake teacher must start without it.
+    import torch
+
+    # As many threads as cores is catastrophic where anything else runs: each waits for the slowest.
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))
+
+
+def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int64]:
+    """Rows int64 [B] to ask about, each once; raises `RowRangeError` naming the first that the data set lacks."""
+    if options.sample is not None and options.file is not None:
+        raise InputError("--sample and --rows both choose rows; give one of them")
+    if options.sample is not None:
+        return sample_rows(num_rows=dataset.num_rows, count=options.sample, seed=options.seed)
+    if options.file is None:
+        return np.arange(dataset.num_rows, dtype=np.int64)
+    rows_B = dataset.check_rows(_read_rows(options.file))
+    _, first = np.unique(rows_B, return_index=True)
+    return rows_B[np.sort(first)]
+
+
+def _read_rows(path: Path) -> NDArray[np.int64]:
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise InputError(f"{path} holds {array.dtype} {list(array.shape)}; expected one list of integers")
+            return array.astype(np.int64)
+        return np.array([int(line) for line in path.read_text().split()], dtype=np.int64)
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"cannot read rows from {path}: one row number per line, or an .npy of integers") from error

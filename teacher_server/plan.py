@@ -1,0 +1,69 @@
+"""How many teacher calls a fill would make, before it makes any.
+
+Shape key: B rows asked for, N rows of the data set, V views.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.datasets.base import ImageDataset
+from shared.descriptions import TeacherDescription
+from shared.identity import KEY_BYTES
+from shared.views import decompose, padding_of
+
+IsKnown = Callable[[bytes], bool]
+"""Whether the teacher has answered these pixels before, for any data set."""
+Present = Callable[[int], NDArray[np.bool_]]
+"""Which rows are cached under a view, bool [N]."""
+# Beside the answers, every slot keeps its label, row, view and key.
+SLOT_BYTES = 3 * 8 + KEY_BYTES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillPlan:
+    """What a fill would do."""
+
+    answers: int
+    """Rows times views asked for."""
+    present: int
+    """Of these, answers that are cached already."""
+    shared_pixels: int
+    """Of these, answers that come with another one's: the same pixels."""
+    calls: int
+    """Teacher calls that are left."""
+
+    @property
+    def new_slots(self) -> int:
+        """Slots that the cache would grow by."""
+        return self.answers - self.present
+
+
+def plan_fill(
+    dataset: ImageDataset, *, rows: NDArray[np.int64], views: Sequence[int], present: Present, is_known: IsKnown
+) -> FillPlan:
+    """Count without decoding an image: exact, save for views whose pixels are equal by chance, which cost less."""
+    seen: set[tuple[bytes, int]] = set()
+    cached = missing = 0
+    for view in views:
+        present_B = present(view)[rows]
+        cached += int(present_B.sum())
+        missing += int((~present_B).sum())
+        canonical = canonical_view(view, policy=dataset.view_policy)
+        seen |= {(dataset.keys[row].tobytes(), canonical) for row in rows[~present_B].tolist()}
+    calls = sum(not (view == 0 and is_known(key)) for key, view in seen)
+    return FillPlan(answers=cached + missing, present=cached, shared_pixels=missing - calls, calls=calls)
+
+
+def canonical_view(view: int, *, policy: str) -> int:
+    """0 for the numbered view that is the image itself, else the view."""
+    padding = padding_of(policy)
+    return 0 if decompose(view, policy) == (0, padding, padding) else view
+
+
+def slot_bytes(teacher: TeacherDescription, *, outputs: dict[str, str]) -> int:
+    """Bytes that one answer takes in the cache."""
+    widths = {"logits": teacher.classes, "features": teacher.features}
+    return SLOT_BYTES + sum(widths[name] * np.dtype(dtype).itemsize for name, dtype in outputs.items())

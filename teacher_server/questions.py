@@ -1,0 +1,147 @@
+"""What is asked of the teacher: rows of a data set, or images that the caller brought.
+
+Shape key: B images of one question, H height, W width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.writer import CacheHandle, Place
+from shared.datasets.base import ImageDataset
+from shared.identity import KEY_BYTES, pixel_key
+from shared.views import check_view
+
+Pixels = NDArray[np.uint8]
+
+
+class Question(Protocol):
+    """Images by their position in the request; what is expensive is asked for only where no answer is cached."""
+
+    @property
+    def cache(self) -> CacheHandle:
+        """Where answers are kept."""
+
+    def __len__(self) -> int:
+        """Images asked about, duplicates included."""
+
+    def cached(self) -> list[Place | None]:
+        """The place of every image whose own slot is committed already, without computing any key."""
+
+    @property
+    def keys_are_known(self) -> bool:
+        """Whether `keys` takes no time worth a thread."""
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """Keys of the pixels after the view; may decode and render."""
+
+    def pixels(self, indices: Sequence[int]) -> list[Pixels]:
+        """Canonical pixels after the view, uint8 [H, W, 3] each."""
+
+    def name(self, index: int) -> str:
+        """What an error calls this image."""
+
+    def place_of(self, index: int) -> tuple[int, int, int] | None:
+        """(row, view, label) that this image is known by; None for an upload, known by its key alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsQuestion:
+    """Rows of a data set under one view."""
+
+    cache: CacheHandle
+    dataset: ImageDataset
+    rows: tuple[int, ...]
+    """Checked against the data set, in request order."""
+    view: int
+    _rendered: dict[int, Pixels] = field(default_factory=dict, repr=False)
+    """Pixels that were rendered for their key and wait for the teacher."""
+
+    @classmethod
+    def ask(cls, dataset: ImageDataset, *, cache: CacheHandle, rows: Sequence[int], view: int) -> "RowsQuestion":
+        """A question with rows and view checked; raises `RowRangeError` naming the first wrong one."""
+        check_view(view, policy=dataset.description.view_policy)
+        checked = dataset.check_rows(rows).tolist()
+        return cls(cache=cache, dataset=dataset, rows=tuple(checked), view=view)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cached(self) -> list[Place | None]:
+        """See `Question`."""
+        return [self.cache.place_of(row, self.view) for row in self.rows]
+
+    @property
+    def keys_are_known(self) -> bool:
+        """See `Question`."""
+        return self.view == 0
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """See `Question`; keys of view 0 are known, others are rendered."""
+        if self.view == 0:
+            return [self.dataset.keys[self.rows[index]].tobytes() for index in indices]
+        for index in indices:
+            self._rendered[index] = self.dataset.rendered(self.rows[index], self.view)
+        return [pixel_key(self._rendered[index]) for index in indices]
+
+    def pixels(self, indices: Sequence[int]) -> list[Pixels]:
+        """See `Question`."""
+        if self.view == 0:
+            return self.dataset.images([self.rows[index] for index in indices])
+        return [self._take(index) for index in indices]
+
+    def _take(self, index: int) -> Pixels:
+        pixels = self._rendered.pop(index, None)
+        return self.dataset.rendered(self.rows[index], self.view) if pixels is None else pixels
+
+    def name(self, index: int) -> str:
+        """See `Question`."""
+        view = f" view {self.view}" if self.view else ""
+        return f"row {self.rows[index]}{view} of {self.dataset.name}"
+
+    def place_of(self, index: int) -> tuple[int, int, int] | None:
+        """See `Question`."""
+        row = self.rows[index]
+        return row, self.view, int(self.dataset.labels[row])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesQuestion:
+    """Images that the caller brought."""
+
+    cache: CacheHandle
+    images: Sequence[Pixels]
+    known_keys: NDArray[np.uint8]
+    """Keys of the images, uint8 [B, 32]."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def cached(self) -> list[Place | None]:
+        """See `Question`; an upload is known by its key alone."""
+        return [None] * len(self.images)
+
+    @property
+    def keys_are_known(self) -> bool:
+        """See `Question`."""
+        return True
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """See `Question`."""
+        joined = self.known_keys.tobytes()
+        return [joined[KEY_BYTES * index : KEY_BYTES * (index + 1)] for index in indices]
+
+    def pixels(self, indices: Sequence[int]) -> list[Pixels]:
+        """See `Question`."""
+        return [self.images[index] for index in indices]
+
+    def name(self, index: int) -> str:
+        """See `Question`."""
+        return f"image {index}"
+
+    def place_of(self, index: int) -> tuple[int, int, int] | None:
+        """See `Question`."""
+        return None

@@ -1,0 +1,140 @@
+"""Routes that answer: rows of data sets, and images that the caller brings. They only translate.
+
+Shape key: B images, H height, W width.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from shared.errors import InputError, MissingRowsError, RowRangeError, TooLargeError, UnsupportedTypeError
+from shared.pixels import MAX_PIXELS, decode_image
+from shared.schemas import INT64_MAX, ImagesAnswer, LogitsAnswer, LogitsRequest, parse_body
+from shared.wire import CONTENT_TYPE, unpack_tensors
+from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
+from teacher_server.questions import Pixels, Question
+from teacher_server.replies import answer_reply
+from teacher_server.service import DEFAULT_RUN, Service
+
+router = APIRouter(prefix="/v1")
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
+
+
+@router.post("/logits", **documented(LogitsAnswer, errors=ANSWERING, body=json_body(LogitsRequest), binary=True))
+async def ask_rows(request: Request) -> Response:
+    """Answers for rows of a data set; rows that nobody has paid for are computed, kept, and charged to the run."""
+    service = _service(request)
+    expect_type(request, allowed=("application/json",))
+    asked = parse_body(await request.body(), model=LogitsRequest)
+    _check_count(len(asked.rows), service=service)
+    question = service.rows(asked.dataset, rows=asked.rows, view=asked.view)
+    fields = {"dataset": asked.dataset, "rows": asked.rows, "view": asked.view}
+    return await _answer(request, question=question, outputs=asked.outputs, run=asked.run, fields=fields)
+
+
+@router.get(
+    "/logits/{dataset}/{split}/{row}",
+    **documented(LogitsAnswer, errors=(404, 503), binary=True, query=("view", "outputs", "run")),
+)
+async def read_row(request: Request, dataset: str, split: str, row: str) -> Response:
+    """One cached row; never calls the teacher, so a link costs nothing."""
+    view = _integer(request.query_params.get("view", "0"), what="view")
+    name = f"{dataset}/{split}"
+    question = _service(request).rows(name, rows=[_integer(row, what="row")], view=view)
+    if None in question.cached():
+        remedy = f'POST /v1/logits {{"dataset": "{name}", "rows": [{question.rows[0]}]}} asks the teacher'
+        raise MissingRowsError(
+            f"{question.name(0)} is not cached; {remedy}", rows=[question.rows[0]], view=question.view
+        )
+    fields = {"dataset": name, "rows": list(question.rows), "view": view}
+    outputs, run = _query(request)
+    return await _answer(request, question=question, outputs=outputs, run=run, fields=fields)
+
+
+@router.post(
+    "/images",
+    **documented(
+        ImagesAnswer,
+        errors=ANSWERING,
+        body=dict.fromkeys((*IMAGE_TYPES, CONTENT_TYPE), BINARY),
+        binary=True,
+        query=("outputs", "run"),
+    ),
+)
+async def ask_images(request: Request) -> Response:
+    """Answers for one PNG, JPEG or WebP file, or for ``images`` uint8 [B, H, W, 3] in a safetensors body."""
+    service = _service(request)
+    kind = expect_type(request, allowed=(*IMAGE_TYPES, CONTENT_TYPE))
+    body = await request.body()
+    if kind == CONTENT_TYPE:
+        images = await asyncio.to_thread(_unpack_images, body)
+    else:
+        images = [await asyncio.to_thread(decode_image, body)]
+    _check_count(len(images), service=service)
+    question = await service.images(images)
+    outputs, run = _query(request)
+    keys = [key.hex() for key in question.keys(range(len(images)))]
+    fields = {"dataset": question.cache.dataset.name, "rows": list(range(len(images))), "view": 0, "keys": keys}
+    return await _answer(request, question=question, outputs=outputs, run=run, fields=fields)
+
+
+async def _answer(
+    request: Request, *, question: Question, outputs: list[str], run: str, fields: Mapping[str, object]
+) -> Response:
+    service = _service(request)
+    answers = await service.answering.answer(
+        question, outputs=outputs, run=service.check_run(run), timeout_s=service.settings.deadline_s
+    )
+    return answer_reply(
+        answers.outputs,
+        fields={"teacher": service.teacher.description.id, **fields, "cached": answers.cached.tolist()},
+        teacher_calls=answers.teacher_calls,
+        accept=request.headers.get("accept", ""),
+    )
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def expect_type(request: Request, *, allowed: tuple[str, ...]) -> str:
+    # Browsers send other types across sites unasked; these make them ask first, and are refused.
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in allowed:
+        raise UnsupportedTypeError(f"Content-Type {kind[:80]!r} is not read here; send {', '.join(allowed)}")
+    return kind
+
+
+def _query(request: Request) -> tuple[list[str], str]:
+    """Outputs and run of a request whose body is not JSON."""
+    outputs = request.query_params.get("outputs", "logits").split(",")
+    return outputs, request.query_params.get("run", DEFAULT_RUN)
+
+
+def _integer(text: str, *, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < len(str(INT64_MAX))):
+        raise RowRangeError(f"{what} {text[:40]!r} is not a number; use 0, 1, 2, ...")
+    return int(text)
+
+
+def _check_count(count: int, *, service: Service) -> None:
+    if count > service.settings.images_per_request:
+        limit = service.settings.images_per_request
+        raise TooLargeError(f"{count} images in one request; send at most {limit} at a time")
+
+
+def _unpack_images(body: bytes) -> list[Pixels]:
+    """The images of a safetensors body; raises `InputError` for anything but one tensor of pixels."""
+    tensors, _ = unpack_tensors(body)
+    if set(tensors) != {"images"}:
+        raise InputError(f"expected one tensor named 'images', got {', '.join(sorted(tensors))[:160] or 'none'}")
+    images = tensors["images"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise InputError(f"'images' must be uint8 [B, H, W, 3]; got {images.dtype} {list(images.shape)}")
+    if images.shape[1] * images.shape[2] > MAX_PIXELS:
+        raise TooLargeError(f"images of {images.shape[1]} x {images.shape[2]} pixels; at most {MAX_PIXELS} in one")
+    return list(images)

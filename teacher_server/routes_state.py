@@ -1,0 +1,62 @@
+"""Routes that tell and set: health, the ledger, runs and their budgets, what is cached."""
+
+from fastapi import APIRouter, Request, Response
+
+from shared.errors import UnavailableError
+from shared.schemas import BudgetRequest, LedgerCounts, RunCounts, parse_body
+from teacher_server.openapi import documented, json_body
+from teacher_server.replies import JsonReply
+from teacher_server.routes_answers import expect_type
+from teacher_server.service import Service
+
+router = APIRouter()
+
+
+@router.get("/healthz", **documented(None))
+async def live() -> Response:
+    """Whether the process answers at all."""
+    return JsonReply({"live": True})
+
+
+@router.get("/readyz", **documented(None, errors=(503,)))
+async def ready(request: Request) -> Response:
+    """Whether questions can be answered now; 503 says why not."""
+    trouble = _service(request).answering.trouble
+    if trouble is not None:
+        raise UnavailableError(f"not ready: {trouble}")
+    return JsonReply({"ready": True})
+
+
+@router.get("/v1/ledger", **documented(LedgerCounts))
+async def ledger(request: Request) -> Response:
+    """Attempts, calls, hits and joined requests, in all and per run."""
+    return JsonReply(await _service(request).ledger())
+
+
+@router.get("/v1/runs/{name}", **documented(RunCounts, errors=(404,)))
+async def run_counts(request: Request, name: str) -> Response:
+    """One run: its budget and what it used."""
+    return JsonReply(await _service(request).run_counts(name))
+
+
+@router.put(
+    "/v1/runs/{name}", **documented(RunCounts, errors=(404, 408, 409, 413, 415, 507), body=json_body(BudgetRequest))
+)
+async def set_budget(request: Request, name: str) -> Response:
+    """Make a run or change its budget; null removes the limit."""
+    expect_type(request, allowed=("application/json",))
+    asked = parse_body(await request.body(), model=BudgetRequest)
+    service = _service(request)
+    await service.set_budget(name, budget=asked.budget)
+    return JsonReply(await service.run_counts(name))
+
+
+@router.get("/v1/cache", **documented(None))
+async def inventory(request: Request) -> Response:
+    """What is cached: teachers, data sets, views, coverage; and what can be asked."""
+    return JsonReply(await _service(request).inventory())
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,109 @@
+"""What the routes stand on: the data sets served, their caches, the runs that exist, and the way to an answer."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cache.writer import CacheHandle, CacheWriter
+from shared.datasets.base import ImageDataset
+from shared.descriptions import DatasetDescription
+from shared.errors import UnknownNameError
+from shared.identity import NAME_PATTERN, pixel_keys
+from shared.pixels import DECODER
+from shared.teacher import Teacher
+from teacher_server.answering import Answering
+from teacher_server.questions import ImagesQuestion, Pixels, RowsQuestion
+from teacher_server.settings import ServerSettings
+
+UPLOADS = DatasetDescription(
+    name="uploads/images", rows=0, classes=(), fingerprint="", view_policy="crop0", decoder=DECODER
+)
+"""Where answers to images from outside any data set are kept."""
+DEFAULT_RUN = "default"
+DEFAULT_OUTPUTS = {"logits": "float16", "features": "float16"}
+
+
+class Service:
+    """One teacher, its cache folder and the data sets it is asked about."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        teacher: Teacher,
+        datasets: Sequence[ImageDataset],
+        writer: CacheWriter,
+        outputs: Mapping[str, str] | None,
+    ) -> None:
+        self.settings = settings
+        self.teacher = teacher
+        self.answering = Answering(writer, teacher=teacher, settings=settings.answering)
+        self.datasets = {dataset.name: dataset for dataset in datasets}
+        self._writer = writer
+        self._outputs = outputs
+        self._caches = {name: self._open(dataset.description) for name, dataset in self.datasets.items()}
+        self._runs = {DEFAULT_RUN, *writer.ledger_counts()["runs"]}
+
+    def _open(self, description: DatasetDescription) -> CacheHandle:
+        return open_cache(self._writer, teacher=self.teacher, dataset=description, outputs=self._outputs)
+
+    def rows(self, dataset: str, *, rows: Sequence[int], view: int) -> RowsQuestion:
+        """A question about rows; raises `UnknownNameError` and `RowRangeError`."""
+        if dataset not in self.datasets:
+            served = ", ".join(self.datasets) or "none, it takes images only"
+            raise UnknownNameError(f"unknown data set {dataset[:160]!r}; this server has {served}")
+        return RowsQuestion.ask(self.datasets[dataset], cache=self._caches[dataset], rows=rows, view=view)
+
+    async def images(self, images: Sequence[Pixels]) -> ImagesQuestion:
+        """A question about images that a caller brought."""
+        # Opened with the first upload: a cache of one data set stays a cache of one.
+        if UPLOADS.name not in self._caches:
+            self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS)
+        keys = await asyncio.to_thread(pixel_keys, images)
+        return ImagesQuestion(cache=self._caches[UPLOADS.name], images=images, known_keys=keys)
+
+    def check_run(self, name: str) -> str:
+        """``name`` if the run exists; raises `UnknownNameError`."""
+        if name not in self._runs:
+            raise UnknownNameError(f"unknown run {name[:80]!r}; make it with PUT /v1/runs/NAME, or leave run out")
+        return name
+
+    async def ledger(self) -> dict[str, Any]:
+        """Counts of everything asked, as ``GET /v1/ledger`` shows them."""
+        return await asyncio.to_thread(self._writer.ledger_counts)
+
+    async def run_counts(self, name: str) -> dict[str, Any]:
+        """Counts of one run."""
+        self.check_run(name)
+        unused = {"budget": None, "remaining": None, "attempts": 0, "teacher_calls": 0, "charged": 0}
+        counts: dict[str, Any] = (await self.ledger())["runs"].get(name, unused)
+        return counts
+
+    async def set_budget(self, name: str, *, budget: int | None) -> None:
+        """Make a run, or give it another budget; raises `BudgetConflictError` below what it has used."""
+        if not NAME_PATTERN.fullmatch(name):
+            raise UnknownNameError(f"{name[:80]!r} cannot name a run: 1 to 64 of a-z 0-9 . _ -")
+        await asyncio.to_thread(self._writer.set_budget, name, budget)
+        self._runs.add(name)
+
+    async def inventory(self) -> dict[str, Any]:
+        """What is cached and what can be asked, as ``GET /v1/cache`` shows it."""
+        info = await asyncio.to_thread(self._writer.info)
+        about = self.teacher.description
+        teacher = {
+            "id": about.id,
+            "arch": about.arch,
+            "classes": about.classes,
+            "features": about.features,
+            "input": self.teacher.input,
+            "description": about.attributes(),
+        }
+        described = [dataset.description.attributes() for dataset in self.datasets.values()]
+        return {"caches": info["caches"], "teachers": [teacher], "datasets": described}
+
+
+def open_cache(
+    writer: CacheWriter, *, teacher: Teacher, dataset: DatasetDescription, outputs: Mapping[str, str] | None
+) -> CacheHandle:
+    """The cache of this teacher and data set, with ``outputs`` (name to dtype; None = as created, else the default)."""
+    return writer.open_cache(teacher.description, dataset, outputs)

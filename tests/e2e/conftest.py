@@ -1,0 +1,110 @@
+"""Real server processes on real sockets, and small folders of images for them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A running ``teacher-server serve``."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    log: Path
+    """What it wrote to standard error."""
+
+    def ask(self, rows: list[int], *, dataset: str = "pictures/train", **fields: object) -> httpx.Response:
+        """``POST /v1/logits``."""
+        body = {"dataset": dataset, "rows": rows, **fields}
+        return httpx.post(f"{self.url}/v1/logits", json=body, timeout=30)
+
+    def ledger(self) -> dict[str, object]:
+        """``GET /v1/ledger``."""
+        counts: dict[str, object] = httpx.get(f"{self.url}/v1/ledger", timeout=30).json()
+        return counts
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+LaunchServer = Callable[..., ServerProcess]
+
+
+def command_environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="session")
+def launch_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchServer]:
+    """Starts ``teacher-server serve`` with a fake teacher on a free port and waits until it listens."""
+    started: list[subprocess.Popen[str]] = []
+
+    def launch(cache: Path, *options: str, teacher: str = "fake:10") -> ServerProcess:
+        log = tmp_path_factory.mktemp("log") / "stderr.txt"
+        command = [sys.executable, "-m", "teacher_server.cli", "serve", "--teacher", teacher, "--cache", str(cache)]
+        process = subprocess.Popen(
+            [*command, "--port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            env=command_environment(),
+        )
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on http://"), (line, log.read_text())
+        return ServerProcess(process=process, url=line.split()[-1], log=log)
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def run_server_command() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs ``teacher-server ...`` to its end."""
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "teacher_server.cli", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=90, env=command_environment(), check=False
+        )
+
+    return run
+
+
+def write_images(folder: Path, *, count: int, size: int = 8) -> Path:
+    """``count`` distinct PNGs in two classes below ``folder/train``; returns ``folder``."""
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / "train" / ("cat", "dog")[index % 2] / f"{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder data set of 40 images, served as ``pictures/train``."""
+    return write_images(tmp_path / "pictures", count=40)
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., Path]:
+    """`write_images`, for tests that need another number."""
+    return write_images
