@@ -23,7 +23,9 @@ PLAIN_OPERATOR = re.compile(r"(_operator|math)\.[a-z]\w*")
 EXPRESSION = re.compile(r"(?:Symbol\('\w+'|[A-Z]\w*\(|\b[a-z]\w*\b(?!\()|\b\d+\b|\b(?:True|False)\b|[-+*/%(), <>=])*")
 """Arithmetic of size symbols, written as sympy's classes: no attributes, no brackets, no text but a symbol's name."""
 CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict"}
-PLAIN_ENTRY = re.compile(r"(archive_format|archive_version|byteorder|\.data/\w+|version|\.format_version|\.storage_alignment)")
+PLAIN_ENTRY = re.compile(
+    r"(archive_format|archive_version|byteorder|\.data/\w+|version|\.format_version|\.storage_alignment)"
+)
 
 
 def vetted_archive(data: bytes, *, name: str) -> bytes:

@@ -19,7 +19,9 @@ from shared.models.export_safety import vetted_archive
 PASSES_THROUGH = {"view", "reshape", "flatten", "squeeze", "clone", "contiguous", "dropout", "_to_copy", "to", "alias"}
 POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "relu", "relu_"}
 """Operations between the head and the output: any head, and only a 1x1 convolution's."""
-REMEDY = "export a classifier whose one output is the logits [B, C] of its last Linear (or 1x1 convolution, then pooled)"
+REMEDY = (
+    "export a classifier whose one output is the logits [B, C] of its last Linear (or 1x1 convolution, then pooled)"
+)
 
 
 def load_exported(path: Path, *, trust_export: bool = False) -> GraphModule:

@@ -129,12 +129,12 @@ def _head_at(model: nn.Module, *, size: tuple[int, int]) -> Head:
     heads = [call for call in calls if _is_head(call, logits=logits)]
     if not heads:
         widest = [call.name for call in calls if call.output.shape[1] == logits.shape[1]]
-        several = f"its logits combine the heads {', '.join(widest[:4])}" if len(widest) > 1 else "no layer gives its logits"
+        several = (
+            f"its logits combine the heads {', '.join(widest[:4])}" if len(widest) > 1 else "no layer gives its logits"
+        )
         raise InputError(f"{type(model).__name__} has no last Linear or 1x1 convolution: {several}; {REMEDY}")
     head = heads[-1]
-    return Head(
-        name=head.name, classes=logits.shape[1], feature_width=_pooled(head.features).shape[1], image_size=size
-    )
+    return Head(name=head.name, classes=logits.shape[1], feature_width=_pooled(head.features).shape[1], image_size=size)
 
 
 @contextmanager

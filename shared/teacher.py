@@ -1,0 +1,194 @@
+"""The one place where a teacher's forward pass is called.
+
+Shape key: B images, C classes, D feature width, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.descriptions import TeacherDescription
+from shared.errors import InputError
+from shared.fake_teacher import parse_fake
+from shared.identity import teacher_id
+
+if TYPE_CHECKING:
+    import torch
+
+    from shared.models.loading import Network, PixelStatistics
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class Teacher(Protocol):
+    """Anything that answers for images."""
+
+    @property
+    def description(self) -> TeacherDescription:
+        """What a cache records about it."""
+
+    @property
+    def id(self) -> str:
+        """``{arch}-{12 hex}``: the description's id."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `answer` returns."""
+
+    @property
+    def input(self) -> tuple[int, int] | None:
+        """The (H, W) that every image is resized to; None where the network takes any size."""
+
+    def answer(self, images: Sequence[NDArray[np.uint8]]) -> Mapping[str, NDArray[np.float32]]:
+        """``logits`` [B, C] and ``features`` [B, D] of canonical uint8 [H, W, 3] images, whose sizes may differ."""
+
+    def close(self) -> None:
+        """Let go of memory and device."""
+
+
+class TorchTeacher:
+    """A PyTorch network in evaluation mode; runs in one thread at a time.
+
+    ``precision`` other than float32 is autocast: weights stay float32. On CUDA, float32 means float32: no TF32.
+    """
+
+    outputs = ("logits", "features")
+
+    def __init__(
+        self, network: Network, *, device: str = "auto", precision: str = "float32", compiled: bool = False
+    ) -> None:
+        # torch takes seconds to import, and fake: teachers start without it.
+        import torch
+
+        if precision not in PRECISIONS:
+            raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        self._network = network
+        self._device = torch.device(pick_device(device))
+        self._dtype: torch.dtype = getattr(torch, precision)
+        model = network.model.to(self._device)
+        if not model.is_export:
+            model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+        self._forward = torch.compile(model) if compiled else model
+        preprocessing = network.preprocessing
+        # In place of (x / 255 - mean) / std: one multiplication and one addition per pixel.
+        self._mean_3 = torch.tensor(preprocessing.mean, device=self._device) * 255.0
+        self._std_3 = torch.tensor(preprocessing.std, device=self._device) * 255.0
+        self.input = preprocessing.output_size
+        identity = {
+            "arch": network.arch,
+            "weights": network.weights,
+            "preprocessing": preprocessing.to_json(),
+            "precision": precision,
+            "classes": model.classes,
+        }
+        self.description = TeacherDescription(
+            id=teacher_id(**identity),
+            **identity,
+            features=model.feature_width,
+            libraries={name: version(name) for name in ("torch", "pillow", "numpy")},
+        )
+
+    @property
+    def id(self) -> str:
+        """``{arch}-{12 hex}``."""
+        return self.description.id
+
+    def answer(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """``logits`` [B, C] and ``features`` [B, D] of canonical uint8 [H, W, 3] images, whose sizes may differ."""
+        prepared = self._network.preprocessing.resized(images)
+        logits_BC = np.empty((len(prepared), self.description.classes), dtype=np.float32)
+        features_BD = np.empty((len(prepared), self.description.features), dtype=np.float32)
+        for places in _groups(prepared, most=self._network.batch or len(prepared)):
+            batch_BHW3 = np.stack([prepared[place] for place in places])
+            logits, features = self._answer_batch(batch_BHW3)
+            logits_BC[places], features_BD[places] = logits[: len(places)], features[: len(places)]
+        return {"logits": logits_BC, "features": features_BD}
+
+    def _answer_batch(self, batch_BHW3: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Answers of images of one size."""
+        import torch  # imported by now; see __init__
+
+        if self._network.batch is not None:
+            # A program exported for one batch size gets its last batch filled up with copies.
+            missing = self._network.batch - len(batch_BHW3)
+            batch_BHW3 = np.concatenate([batch_BHW3, np.repeat(batch_BHW3[-1:], missing, axis=0)])
+        half = self._dtype is not torch.float32
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+            torch.autocast(self._device.type, dtype=self._dtype if half else None, enabled=half),
+        ):
+            logits, features = self._forward(self._normalised(batch_BHW3))
+            return logits.float().cpu().numpy(), features.float().cpu().numpy()
+
+    def _normalised(self, batch_BHW3: NDArray[np.uint8]) -> torch.Tensor:
+        """float32 [B, 3, H, W] on the device, in channels_last memory: the order that pixels have anyway."""
+        import torch  # imported by now; see __init__
+
+        pixels = torch.from_numpy(batch_BHW3)
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+        images_B3HW = ((pixels.float() - self._mean_3) / self._std_3).permute(0, 3, 1, 2)
+        return images_B3HW.contiguous() if self._network.model.is_export else images_B3HW
+
+    def close(self) -> None:
+        """Move the weights off the device."""
+        self._network.model.to("cpu")
+
+
+def load_teacher(
+    spec: str,
+    *,
+    weights: Path | None = None,
+    classes: int | None = None,
+    normalisation: PixelStatistics | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    compiled: bool = False,
+    trust_export: bool = False,
+) -> Teacher:
+    """The teacher of a spec: ``zoo:``, ``torchvision:``, ``timm:``, ``export:``, ``python:``, ``fake:C`` or a checkpoint.
+
+    ``classes`` and ``normalisation`` (of the data set) are used where the weights do not say their own. Without
+    ``weights`` a network is initialised from seed 0, with a warning. Raises `InputError` and its kinds.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "fake":
+        return parse_fake(argument)
+    # torch takes seconds to import, and fake: teachers start without it.
+    from shared.models.loading import load_network
+
+    network = load_network(
+        spec, weights=weights, classes=classes, normalisation=normalisation, trust_export=trust_export
+    )
+    return TorchTeacher(network, device=device, precision=precision, compiled=compiled)
+
+
+def pick_device(device: str) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N`` of a device name, ``auto`` being CUDA where there is one; else `InputError`."""
+    # torch takes seconds to import, and fake: teachers start without it.
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    kind, _, index = device.partition(":")
+    if device != "cpu" and not (kind == "cuda" and (index.isdigit() or device == "cuda")):
+        raise InputError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and (not available or int(index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
+
+
+def _groups(images: Sequence[NDArray[np.uint8]], *, most: int) -> list[list[int]]:
+    """Places of images of equal shape, at most ``most`` together."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        by_shape.setdefault(image.shape, []).append(place)
+    return [places[start : start + most] for places in by_shape.values() for start in range(0, len(places), most)]
