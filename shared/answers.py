@@ -50,5 +50,6 @@ def _check_values(name: str, values: NDArray[np.float32], *, teacher: str, names
     also = f" (and for {others} more of this batch)" if others else ""
     raise AnswerError(
         f"teacher {teacher} answered {name}[{position}] = {flat[position]} for {names[first]}{also}; "
-        f"nothing of it was kept: answers must be finite and at most 65504 in magnitude; check the weights and precision"
+        "nothing of it was kept: answers must be finite and at most 65504 in magnitude; "
+        "check the weights and the precision"
     )

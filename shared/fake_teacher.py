@@ -88,5 +88,5 @@ def _cell_means(image_HW3: NDArray[np.uint8]) -> NDArray[np.int64]:
     # An image with fewer rows or columns than cells shows one of them in several cells.
     heights = np.maximum(np.diff(np.append(tops, height)), 1)
     widths = np.maximum(np.diff(np.append(lefts, width)), 1)
-    means = sums * UNIT // (3 * np.outer(heights, widths))
-    return (means - UNIT * 255 // 2).ravel()
+    means: NDArray[np.int64] = sums * UNIT // (3 * np.outer(heights, widths))
+    return means.ravel() - UNIT * 255 // 2

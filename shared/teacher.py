@@ -73,26 +73,14 @@ class TorchTeacher:
         self._dtype: torch.dtype = getattr(torch, precision)
         model = network.model.to(self._device)
         if not model.is_export:
-            model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+            model = model.eval().to(memory_format=torch.channels_last)
         self._forward = torch.compile(model) if compiled else model
         preprocessing = network.preprocessing
         # In place of (x / 255 - mean) / std: one multiplication and one addition per pixel.
         self._mean_3 = torch.tensor(preprocessing.mean, device=self._device) * 255.0
         self._std_3 = torch.tensor(preprocessing.std, device=self._device) * 255.0
         self.input = preprocessing.output_size
-        identity = {
-            "arch": network.arch,
-            "weights": network.weights,
-            "preprocessing": preprocessing.to_json(),
-            "precision": precision,
-            "classes": model.classes,
-        }
-        self.description = TeacherDescription(
-            id=teacher_id(**identity),
-            **identity,
-            features=model.feature_width,
-            libraries={name: version(name) for name in ("torch", "pillow", "numpy")},
-        )
+        self.description = _describe(network, precision=precision)
 
     @property
     def id(self) -> str:
@@ -153,7 +141,7 @@ def load_teacher(
     compiled: bool = False,
     trust_export: bool = False,
 ) -> Teacher:
-    """The teacher of a spec: ``zoo:``, ``torchvision:``, ``timm:``, ``export:``, ``python:``, ``fake:C`` or a checkpoint.
+    """The teacher of a spec (``zoo:``, ``torchvision:``, ``timm:``, ``export:``, ``python:``, ``fake:C``) or file.
 
     ``classes`` and ``normalisation`` (of the data set) are used where the weights do not say their own. Without
     ``weights`` a network is initialised from seed 0, with a warning. Raises `InputError` and its kinds.
@@ -184,6 +172,26 @@ def pick_device(device: str) -> str:
     if kind == "cuda" and (not available or int(index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
+
+
+def _describe(network: Network, *, precision: str) -> TeacherDescription:
+    preprocessing, classes = network.preprocessing.to_json(), network.model.classes
+    return TeacherDescription(
+        id=teacher_id(
+            arch=network.arch,
+            weights=network.weights,
+            preprocessing=preprocessing,
+            precision=precision,
+            classes=classes,
+        ),
+        arch=network.arch,
+        weights=network.weights,
+        preprocessing=preprocessing,
+        precision=precision,
+        classes=classes,
+        features=network.model.feature_width,
+        libraries={name: version(name) for name in ("torch", "pillow", "numpy")},
+    )
 
 
 def _groups(images: Sequence[NDArray[np.uint8]], *, most: int) -> list[list[int]]:

@@ -77,7 +77,7 @@ def import_timm() -> ModuleType:
 def check_torchvision_name(name: str) -> None:
     """Raise `UnknownNameError` unless torchvision has a classifier of this name."""
     # torchvision takes a second to import, and zoo networks do without.
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # ships no type information
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -86,7 +86,7 @@ def check_torchvision_name(name: str) -> None:
 
 def _torchvision(name: str, *, classes: int) -> nn.Module:
     # torchvision takes a second to import, and zoo networks do without.
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # ships no type information
 
     check_torchvision_name(name)
     extra = WITHOUT_AUXILIARY_HEADS.get(name, {})

@@ -34,27 +34,23 @@ def load_exported(path: Path, *, trust_export: bool = False) -> GraphModule:
         archive = data if trust_export else vetted_archive(data, name=path.name)
         program = torch.export.load(io.BytesIO(archive))
         # Its guards are source code out of the file; the sizes they would check are checked by the operators.
-        return program.module(check_guards=trust_export)  # type: ignore[return-value]  # a GraphModule
+        return program.module(check_guards=trust_export)
     except (RuntimeError, AssertionError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a program of torch.export.save that this torch can load: {reason}") from error
 
 
-def expose_features(model: GraphModule) -> tuple[nn.Module, int, int, tuple[int, int]]:
-    """The same program with outputs (logits, head's input), and its C, D and image size (H, W)."""
-    image, output = _ends(model)
+def expose_features(model: GraphModule) -> tuple[nn.Module, int, int]:
+    """The same program with outputs (logits, head's input), its C and its D."""
+    _, output = _ends(model)
     head = _head(output)
     activation = head.args[1] if _operation(head) == "addmm" else head.args[0]
-    assert isinstance(activation, Node) and isinstance(output, Node)
-    classes, width = int(_shape(output)[1]), int(_shape(activation)[1])
-    size = _shape(image)[2:]
+    classes, width = int(_shape(output)[-1]), int(_shape(activation)[1])
     graph = model.graph
     graph.set_codegen(CodeGen())
     graph.output_node().args = ((output, activation),)
     model.recompile()
-    # A size that may vary is tried at the one the program was exported with.
-    height, width_pixels = (int(side) if isinstance(side, int) else int(side.node.hint) for side in size)
-    return model, classes, width, (height, width_pixels)
+    return model, classes, width
 
 
 def fixed_sizes(model: GraphModule) -> tuple[int | None, int | None, int | None]:

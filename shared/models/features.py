@@ -30,8 +30,10 @@ class Head:
     """Width of the logits."""
     feature_width: int
     """Width of its input."""
-    image_size: tuple[int, int]
-    """The size (H, W) at which it was found."""
+    is_convolution: bool
+    """Whether its input is a map, averaged over places, rather than a vector."""
+    image_size: tuple[int, int] | None
+    """The size (H, W) at which it was found; None for an exported program, which says its size itself."""
 
 
 class LogitsAndFeatures(nn.Module):
@@ -46,8 +48,8 @@ class LogitsAndFeatures(nn.Module):
         super().__init__()
         self.is_export = isinstance(model, GraphModule)
         if isinstance(model, GraphModule):
-            model, head_classes, head_width, found_size = expose_features(model)
-            self.head = Head(name="", classes=head_classes, feature_width=head_width, image_size=found_size)
+            model, classes, width = expose_features(model)
+            self.head = Head(name="", classes=classes, feature_width=width, is_convolution=False, image_size=None)
         else:
             self.head = find_head(model, image_size=image_size)
         self.model = model
@@ -66,7 +68,7 @@ class LogitsAndFeatures(nn.Module):
         """Logits [B, C] and features [B, D]."""
         if self.is_export:
             logits, features = self.model(images_B3HW)
-            return logits, _pooled(features)
+            return logits, _vectors(features, of_map=features.ndim == 4)
         inputs: list[Tensor] = []
         # Attached for this call only, so that copies of this module capture their own head's input.
         handle = self.model.get_submodule(self.head.name).register_forward_pre_hook(
@@ -76,20 +78,20 @@ class LogitsAndFeatures(nn.Module):
             logits = self.model(images_B3HW)
         finally:
             handle.remove()
-        return logits, _pooled(inputs[-1])
+        return logits, _vectors(inputs[-1], of_map=self.head.is_convolution)
 
 
 def find_head(model: nn.Module, *, image_size: tuple[int, int] | None = None) -> Head:
     """Run ``model`` once on zeros and find the module whose output is the logits; `InputError` if there is none."""
-    sizes = (image_size,) if image_size else (_declared_size(model),) if _declared_size(model) else TRIAL_SIZES
+    known_size = image_size or _declared_size(model)
+    sizes = (known_size,) if known_size else TRIAL_SIZES
     failure = ""
     for size in sizes:
-        assert size is not None
         try:
             return _head_at(model, size=size)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             failure = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-    tried = ", ".join(f"{height}x{width}" for height, width in sizes if height)
+    tried = ", ".join(f"{height}x{width}" for height, width in sizes)
     raise InputError(f"{type(model).__name__} cannot run on a float [1, 3, H, W] image of size {tried}: {failure}")
 
 
@@ -134,7 +136,15 @@ def _head_at(model: nn.Module, *, size: tuple[int, int]) -> Head:
         )
         raise InputError(f"{type(model).__name__} has no last Linear or 1x1 convolution: {several}; {REMEDY}")
     head = heads[-1]
-    return Head(name=head.name, classes=logits.shape[1], feature_width=_pooled(head.features).shape[1], image_size=size)
+    is_convolution = isinstance(model.get_submodule(head.name), nn.Conv2d)
+    features = _vectors(head.features, of_map=is_convolution)
+    return Head(
+        name=head.name,
+        classes=logits.shape[1],
+        feature_width=features.shape[1],
+        is_convolution=is_convolution,
+        image_size=size,
+    )
 
 
 @contextmanager
@@ -173,9 +183,7 @@ def _is_head(call: _Call, *, logits: Tensor) -> bool:
     """Whether the logits are this call's output: the same memory, or a convolution's average over places."""
     output = call.output
     if output.numel() == logits.numel() and output.data_ptr() == logits.data_ptr():
-        return call.features.ndim == 2 or _pooled(call.features).numel() * output.shape[1] == (
-            call.features.numel() * output.shape[1]
-        )
+        return True
     if output.ndim != 4 or output.shape[:2] != logits.shape:
         return False
     # SqueezeNet: the classes' maps pass a ReLU before they are averaged.
@@ -183,6 +191,6 @@ def _is_head(call: _Call, *, logits: Tensor) -> bool:
     return any(torch.allclose(average, logits, rtol=1e-4, atol=1e-6) for average in averages)
 
 
-def _pooled(features: Tensor) -> Tensor:
-    """[B, D], averaging over the places of a [B, D, H, W] map."""
-    return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+def _vectors(features: Tensor, *, of_map: bool) -> Tensor:
+    """[B, D]: a map [B, D, H, W] averaged over places, anything else with its empty dimensions dropped."""
+    return features.mean(dim=(2, 3)) if of_map else features.flatten(1)

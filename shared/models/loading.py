@@ -100,7 +100,7 @@ def load_network(
 
 
 def architecture_name(kind: str, name: str) -> str:
-    """What a teacher's id begins with: lower case, safe in paths and URLs; networks outside the zoo say their origin."""
+    """What a teacher's id begins with: lower case, safe in paths and URLs; outside the zoo with its origin."""
     if kind == "zoo":
         return find_network(name)[0].lower()
     if kind == "export":
@@ -155,7 +155,7 @@ def _load_published(model: nn.Module, *, path: Path) -> None:
     model.load_state_dict(tensors, strict=True)
     if hasattr(model, "transform_input"):
         # These two were ported with another normalisation, which they undo themselves.
-        model.transform_input = True
+        setattr(model, "transform_input", True)  # noqa: B010  (a plain attribute that nn.Module does not declare)
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, str, list[int], bytes]]:

@@ -30,7 +30,7 @@ def find_published(name: str, weights: Path) -> PublishedWeights | None:
     Named weights are downloaded into torch's cache where they are not there yet. None for any other file.
     """
     # torchvision takes a second to import, and zoo networks do without.
-    import torchvision
+    import torchvision  # type: ignore[import-untyped]  # ships no type information
 
     check_torchvision_name(name)
     members = torchvision.models.get_model_weights(name).__members__

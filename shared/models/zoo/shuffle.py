@@ -17,7 +17,8 @@ V2_LAST_CHANNELS = 1024
 
 def shuffle_channels(x: Tensor, *, groups: int) -> Tensor:
     """Deal the channels of each group round the groups."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    batch, channels, height, width = x.shape
+    return x.view(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
 
 
 class GroupedBlock(nn.Module):
@@ -46,7 +47,7 @@ class GroupedBlock(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """V2, keeping the size: one half of the channels passes, the other goes through three convolutions; then shuffle."""
+    """V2, keeping the size: half of the channels pass, the others are convolved three times; then shuffle."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
