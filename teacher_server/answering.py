@@ -13,19 +13,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import CacheHandle, CacheWriter, Place
+from cache.handle import CacheHandle, Place, kind_of
+from cache.writer import CacheWriter
 from shared.errors import DeadlineError, DiskFullError, OutputNotCachedError, TeachonceError, UnavailableError
 from shared.teacher import Teacher
 from teacher_server.batcher import Batcher, Outputs
 from teacher_server.questions import Question
 from teacher_server.queueing import Item
 from teacher_server.settings import AnsweringSettings
-from teacher_server.store import Store
+from teacher_server.store import Got, Store
 
 log = logging.getLogger(__name__)
 
-FlightId = tuple[frozenset[str], bytes]
-"""Outputs that the asking cache keeps, and the key."""
+FlightId = tuple[frozenset[tuple[str, str]], bytes]
+"""Outputs and dtypes that the asking cache keeps, and the key."""
 Flight = asyncio.Future[Place | None]
 """A key on its way: its committed place, or None where the one who asked first could not pay."""
 
@@ -104,7 +105,8 @@ class Answering:
         places = question.cached()
         if None not in places:
             hits = [place for place in places if place is not None]
-            arrays = await self._store.finish(question, places=hits, outputs=outputs, run=run, joined=0)
+            got = Got(places=hits, free=hits, new=False)
+            arrays = await self._store.finish(question, got=got, outputs=outputs, run=run)
             return Answers(outputs=arrays, cached=np.ones(len(hits), dtype=np.bool_), teacher_calls=0)
         self._check_open()
         work = asyncio.create_task(self._answer(question, places=places, outputs=outputs, run=run))
@@ -134,22 +136,25 @@ class Answering:
         for index, key in zip(missing, await self._batcher.keys(question, missing), strict=True):
             indices.setdefault(key, []).append(index)
         cached = np.array([place is not None for place in places], dtype=np.bool_)
-        calls = joined = 0
+        paid: set[int] = set()
+        joined = 0
         while wanted := {key: group[0] for key, group in indices.items() if places[group[0]] is None}:
             landed = await self._land_all(question, wanted=wanted, run=run)
             for key, place in landed.places.items():
                 for index in indices[key]:
                     places[index] = place
                     cached[index] = key in landed.found
-            calls += landed.calls
-            joined += landed.joined
+            paid |= {wanted[key] for key in landed.paid}
+            joined += sum(len(indices[key]) for key in landed.joined)
         found = [place for place in places if place is not None]
-        arrays = await self._store.finish(question, places=found, outputs=outputs, run=run, joined=joined)
-        return Answers(outputs=arrays, cached=cached, teacher_calls=calls)
+        free = [place for index, place in enumerate(found) if index not in paid]
+        got = Got(places=found, free=free, joined=joined)
+        arrays = await self._store.finish(question, got=got, outputs=outputs, run=run)
+        return Answers(outputs=arrays, cached=cached, teacher_calls=len(paid))
 
     async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], run: str) -> "Landed":
         """One round: join what others compute, claim the rest; keys that another gave up are missing from the result."""
-        kind = frozenset(question.cache.outputs)
+        kind = kind_of(question.cache.outputs)
         joined = {key: flight for key in wanted if (flight := self._flights.get((kind, key))) is not None}
         mine = {key: index for key, index in wanted.items() if key not in joined}
         claimed, found = await self._claim(question, mine=mine, run=run) if mine else ({}, {})
@@ -159,8 +164,8 @@ class Answering:
         return Landed(
             places={**found, **places},
             found=frozenset(found),
-            calls=sum(key in places for key in claimed),
-            joined=sum(key in places for key in joined),
+            paid=frozenset(claimed) & places.keys(),
+            joined=frozenset(joined) & places.keys(),
         )
 
     async def _claim(
@@ -169,15 +174,13 @@ class Answering:
         """Take keys on: those that the cache holds after all, and flights of those that are paid for and submitted."""
         if self._flights and len(self._flights) + len(mine) > self._settings.queue_images:
             raise UnavailableError(f"{len(self._flights)} images are waiting already; ask again in a moment")
-        kind = frozenset(question.cache.outputs)
+        kind = kind_of(question.cache.outputs)
         loop = asyncio.get_running_loop()
         # Registered before the first await: from here on nobody else computes these keys.
         flights: dict[bytes, Flight] = {key: loop.create_future() for key in mine}
         self._flights.update({(kind, key): flight for key, flight in flights.items()})
         try:
             claim = await self._store.claim(question.cache, run=run, keys=list(mine))
-            if claim.reservation is not None and self.died.is_set():
-                self._check_open()
         except BaseException:
             for key in mine:
                 self._land((kind, key), None)
@@ -185,13 +188,15 @@ class Answering:
         for key, place in claim.places.items():
             self._land((kind, key), place)
             del flights[key]
-        if claim.reservation is not None:
-            self._batcher.submit(
-                [
-                    Item(question=question, index=mine[key], key=key, run=run, reservation=claim.reservation)
-                    for key in flights
-                ]
-            )
+        if self.died.is_set():
+            for key in flights:
+                self._land((kind, key), self._died_error())
+        self._batcher.submit(
+            [
+                Item(question=question, index=mine[key], key=key, run=run, reservation=claim.reservation)
+                for key in flights
+            ]
+        )
         return flights, claim.places
 
     def _land(self, flight_id: FlightId, outcome: Place | TeachonceError | None) -> None:
@@ -206,7 +211,7 @@ class Answering:
 
     def _land_items(self, items: Sequence[Item], *, outcomes: Sequence[Place | TeachonceError]) -> None:
         for item, outcome in zip(items, outcomes, strict=True):
-            self._land((frozenset(item.question.cache.outputs), item.key), outcome)
+            self._land((kind_of(item.question.cache.outputs), item.key), outcome)
 
     async def _settle(self, items: list[Item], outputs: Outputs) -> None:
         """Keep a batch's answers, then tell their callers."""
@@ -236,7 +241,10 @@ class Answering:
         log.critical("the batcher stopped", exc_info=error)
         self.died.set()
         for flight_id in list(self._flights):
-            self._land(flight_id, UnavailableError("the server stopped while this was being answered; ask again"))
+            self._land(flight_id, self._died_error())
+
+    def _died_error(self) -> UnavailableError:
+        return UnavailableError("the server stopped while this was being answered; ask again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,8 +254,10 @@ class Landed:
     places: dict[bytes, Place]
     found: frozenset[bytes]
     """Keys that the cache held."""
-    calls: int
-    joined: int
+    paid: frozenset[bytes]
+    """Keys that this question had computed."""
+    joined: frozenset[bytes]
+    """Keys that another question had computed."""
 
 
 def check_outputs(outputs: Sequence[str], *, cache: CacheHandle) -> None:

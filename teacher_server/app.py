@@ -1,6 +1,5 @@
 """The HTTP application: routes, the guard before them, and errors as the one JSON shape."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +13,8 @@ from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
 from teacher_server.guard import Guard
-from teacher_server.replies import error_reply, plain_error
+from teacher_server.openapi import reference
+from teacher_server.replies import JsonReply, error_reply, plain_error
 from teacher_server.routes_answers import router as answers_router
 from teacher_server.routes_state import router as state_router
 from teacher_server.service import Service
@@ -53,16 +53,22 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        openapi_url=None,
     )
     app.state.service = service
     app.include_router(answers_router)
     app.include_router(state_router)
+    app.add_api_route("/openapi.json", _reference, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(TeachonceError, _expected)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _our_mistake)
     return app
+
+
+async def _reference(request: Request) -> Response:
+    return JsonReply(reference(request.app))
 
 
 async def _expected(request: Request, error: Exception) -> Response:

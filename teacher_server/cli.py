@@ -48,6 +48,7 @@ Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
 
 @app.command()
 def serve(
+    *,
     teacher: Teacher,
     cache: Cache,
     dataset: Datasets = None,
@@ -63,10 +64,14 @@ def serve(
     dtype: Dtype = None,
     budget: Budget = None,
     run: Annotated[list[str] | None, typer.Option(help="NAME or NAME=CALLS: a run that may ask; repeatable")] = None,
-    host: Annotated[str, typer.Option(help="address to listen on; others than loopback need --api-key-file")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than loopback need --api-key-file")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     allowed_host: Annotated[list[str] | None, typer.Option(help="name that a Host header may hold; repeatable")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys, one per line; made with a fresh one if absent")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="keys, one per line; made with a fresh one if absent")
+    ] = None,
     batch: Batch = 256,
     max_delay_ms: MaxDelay = 2.0,
     queue: Annotated[int, typer.Option(min=1, help="images that may wait; more are refused with 503")] = 8192,
@@ -113,6 +118,7 @@ def serve(
 
 @app.command()
 def fill(
+    *,
     teacher: Teacher,
     dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
     cache: Cache,
@@ -163,6 +169,7 @@ def fill(
 
 @app.command()
 def plan(
+    *,
     teacher: Teacher,
     dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
     cache: Cache,
@@ -183,7 +190,9 @@ def plan(
     budget: Budget = None,
     run: Run = "default",
     batch: Batch = 256,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="images/s of the teacher, to say how long it takes")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="images/s of the teacher, to say how long it takes")
+    ] = None,
 ) -> None:
     """Say what a fill would cost, without calling the teacher or changing the cache."""
     from teacher_server.commands import FillOptions, plan_fills

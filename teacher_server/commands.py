@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import CacheHandle, CacheWriter
+from cache.handle import CacheHandle
+from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import BudgetExhaustedError, InputError
 from shared.teacher import Teacher
@@ -59,9 +60,7 @@ class Job:
 
 def open_jobs(options: FillOptions, *, index_dir: Path | None) -> list[Job]:
     """Data sets with the rows and views asked for."""
-    datasets = open_datasets(
-        options.datasets, root=options.data_root, download=options.download, index_dir=index_dir
-    )
+    datasets = open_datasets(options.datasets, root=options.data_root, download=options.download, index_dir=index_dir)
     if options.rows.selects and len(datasets) > 1:
         names = " or ".join(dataset.name for dataset in datasets)
         raise InputError(f"--sample and --rows choose rows of one split; name it in --dataset: {names}")
@@ -164,8 +163,12 @@ def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
             yield _plan_line(job.dataset.name, plan=plan)
             calls += plan.calls
             size_bytes += plan.new_slots * slot_bytes(about, outputs=options.outputs or DEFAULT_OUTPUTS)
-    duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "give --rate to see how long it takes"
-    free = shutil.disk_usage(next(path for path in (options.cache.absolute(), *options.cache.absolute().parents) if path.exists())).free
+    duration = (
+        f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "give --rate to see how long it takes"
+    )
+    free = shutil.disk_usage(
+        next(path for path in (options.cache.absolute(), *options.cache.absolute().parents) if path.exists())
+    ).free
     yield f"teacher {about.id}: {calls} teacher calls, {size_bytes / 1e6:.1f} MB, {duration}, {free / 1e9:.1f} GB free"
     remaining = known.remaining(options.run, budget=options.budget)
     if remaining is not None:

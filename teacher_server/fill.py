@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import CacheHandle
+from cache.handle import CacheHandle
 from shared.datasets.base import ImageDataset
 from teacher_server.answering import Answering, Answers
 from teacher_server.questions import RowsQuestion
@@ -31,6 +31,15 @@ class FillCounts:
     """Of these, answers that were there before."""
     teacher_calls: int = 0
     """Calls that this fill caused."""
+
+    def plus(self, other: "FillCounts") -> "FillCounts":
+        """Both together."""
+        return FillCounts(
+            total=self.total + other.total,
+            done=self.done + other.done,
+            hits=self.hits + other.hits,
+            teacher_calls=self.teacher_calls + other.teacher_calls,
+        )
 
 
 async def fill(

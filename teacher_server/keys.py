@@ -16,7 +16,7 @@ MIN_KEY_CHARACTERS = 16
 
 
 def load_keys(path: Path) -> tuple[bytes, ...]:
-    """SHA-256 of every key in the file: one per line, ``#`` starts a comment. A missing file is made with a fresh key."""
+    """SHA-256 of every key in the file: one per line, ``#`` starts a comment. A missing file is made with one key."""
     if not path.exists():
         _create(path)
     if path.stat().st_mode & 0o077:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from shared.schemas import ErrorBody
@@ -42,3 +44,14 @@ def documented(
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """A body of JSON that follows ``model``."""
     return {"application/json": {"schema": model.model_json_schema()}}
+
+
+def reference(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of an application, without the 422 that FastAPI adds and no route ever sends."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document

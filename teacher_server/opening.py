@@ -53,6 +53,23 @@ class RowOptions:
         return self.sample is not None or self.file is not None
 
 
+class StatisticsOnDemand:
+    """A data set's normalisation, computed only if the weights do not bring their own: it decodes many images."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of pixels / 255, per channel."""
+        return self._dataset.normalisation.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of pixels / 255, per channel."""
+        return self._dataset.normalisation.std
+
+
 def open_datasets(
     specs: Sequence[str], *, root: Path | None, download: bool, index_dir: Path | None
 ) -> list[ImageDataset]:
@@ -77,7 +94,7 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
         options.spec,
         weights=options.weights,
         classes=options.classes or (len(first.classes) if first else None),
-        normalisation=first.normalisation if first else None,
+        normalisation=StatisticsOnDemand(first) if first else None,
         device=options.device,
         precision=options.precision,
         trust_export=options.trust_export,
@@ -111,7 +128,8 @@ def _read_rows(path: Path) -> NDArray[np.int64]:
             array = np.load(path, allow_pickle=False)
             if array.ndim != 1 or array.dtype.kind not in "iu":
                 raise InputError(f"{path} holds {array.dtype} {list(array.shape)}; expected one list of integers")
-            return array.astype(np.int64)
+            rows_B: NDArray[np.int64] = array.astype(np.int64)
+            return rows_B
         return np.array([int(line) for line in path.read_text().split()], dtype=np.int64)
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"cannot read rows from {path}: one row number per line, or an .npy of integers") from error

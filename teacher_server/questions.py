@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import CacheHandle, Place
+from cache.handle import CacheHandle, Place
 from shared.datasets.base import ImageDataset
 from shared.identity import KEY_BYTES, pixel_key
 from shared.views import check_view
@@ -44,7 +44,7 @@ class Question(Protocol):
     def name(self, index: int) -> str:
         """What an error calls this image."""
 
-    def place_of(self, index: int) -> tuple[int, int, int] | None:
+    def number(self, index: int) -> tuple[int, int, int] | None:
         """(row, view, label) that this image is known by; None for an upload, known by its key alone."""
 
 
@@ -102,7 +102,7 @@ class RowsQuestion:
         view = f" view {self.view}" if self.view else ""
         return f"row {self.rows[index]}{view} of {self.dataset.name}"
 
-    def place_of(self, index: int) -> tuple[int, int, int] | None:
+    def number(self, index: int) -> tuple[int, int, int] | None:
         """See `Question`."""
         row = self.rows[index]
         return row, self.view, int(self.dataset.labels[row])
@@ -142,6 +142,6 @@ class ImagesQuestion:
         """See `Question`."""
         return f"image {index}"
 
-    def place_of(self, index: int) -> tuple[int, int, int] | None:
+    def number(self, index: int) -> tuple[int, int, int] | None:
         """See `Question`."""
         return None

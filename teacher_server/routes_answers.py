@@ -102,6 +102,7 @@ def _service(request: Request) -> Service:
 
 
 def expect_type(request: Request, *, allowed: tuple[str, ...]) -> str:
+    """The Content-Type of a request; raises `UnsupportedTypeError`."""
     # Browsers send other types across sites unasked; these make them ask first, and are refused.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in allowed:

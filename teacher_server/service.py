@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cache.writer import CacheHandle, CacheWriter
+from cache.handle import CacheHandle
+from cache.layout import UPLOADS as UPLOADS_NAME
+from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.descriptions import DatasetDescription
 from shared.errors import UnknownNameError
@@ -16,11 +18,10 @@ from teacher_server.questions import ImagesQuestion, Pixels, RowsQuestion
 from teacher_server.settings import ServerSettings
 
 UPLOADS = DatasetDescription(
-    name="uploads/images", rows=0, classes=(), fingerprint="", view_policy="crop0", decoder=DECODER
+    name=UPLOADS_NAME, rows=0, classes=(), fingerprint="", view_policy="crop0", decoder=DECODER
 )
 """Where answers to images from outside any data set are kept."""
 DEFAULT_RUN = "default"
-DEFAULT_OUTPUTS = {"logits": "float16", "features": "float16"}
 
 
 class Service:
@@ -75,16 +76,16 @@ class Service:
     async def run_counts(self, name: str) -> dict[str, Any]:
         """Counts of one run."""
         self.check_run(name)
-        unused = {"budget": None, "remaining": None, "attempts": 0, "teacher_calls": 0, "charged": 0}
-        counts: dict[str, Any] = (await self.ledger())["runs"].get(name, unused)
+        counts: dict[str, Any] = (await self.ledger())["runs"][name]
         return counts
 
     async def set_budget(self, name: str, *, budget: int | None) -> None:
         """Make a run, or give it another budget; raises `BudgetConflictError` below what it has used."""
         if not NAME_PATTERN.fullmatch(name):
             raise UnknownNameError(f"{name[:80]!r} cannot name a run: 1 to 64 of a-z 0-9 . _ -")
-        await asyncio.to_thread(self._writer.set_budget, name, budget)
+        await asyncio.to_thread(self._writer.ensure_run, name)
         self._runs.add(name)
+        await asyncio.to_thread(self._writer.set_budget, name, budget)
 
     async def inventory(self) -> dict[str, Any]:
         """What is cached and what can be asked, as ``GET /v1/cache`` shows it."""

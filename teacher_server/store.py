@@ -4,10 +4,8 @@ Shape key: B items of one batch.
 """
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -15,12 +13,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.writer import CacheHandle, CacheWriter, Place, Reservation
+from cache.batch import AnswerBatch
+from cache.handle import CacheHandle, Place
+from cache.writer import CacheWriter, Reservation
 from shared.answers import check_answers
 from shared.descriptions import TeacherDescription
 from shared.errors import AnswerError, TeachonceError
 from teacher_server.questions import Question
 from teacher_server.queueing import Item
+
+FEW_IMAGES = 64
+"""Answers read from memory in less time than a change of threads takes."""
+
+UPLOADED = (-1, 0, -1)
+"""Row, view and label of an upload: the writer gives it the next row."""
 
 Outputs = dict[str, NDArray[Any]]
 Result = TypeVar("Result")
@@ -32,8 +38,22 @@ class Claim:
 
     places: dict[bytes, Place]
     """Keys that the cache held already."""
-    reservation: Reservation | None
-    """Pays for the others; None where there are none."""
+    reservation: Reservation
+    """Pays for the others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Got:
+    """The places of a question's answers."""
+
+    places: Sequence[Place]
+    """In request order."""
+    free: Sequence[Place]
+    """Of these, the ones that cost this question no call."""
+    joined: int = 0
+    """Of these, the ones that another question was having computed."""
+    new: bool = True
+    """Whether some image had no slot of its own when it was asked about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,39 +104,17 @@ class Store:
         loop.call_soon_threadsafe(_deliver, asked, outcomes)
 
     def _outcomes(self, asked: list[_Asked]) -> Sequence[Claim | BaseException]:
-        outcomes: list[Claim | BaseException] = []
-        found = [self._find(one) for one in asked]
-        reserved = self._reserve_together(asked, found=found)
-        for one, places in zip(asked, found, strict=True):
-            calls = len(one.keys) - len(places)
-            try:
-                paid = reserved.get(_payer(one)) or (self._reserve(one, calls=calls) if calls else None)
-                outcomes.append(Claim(places=places, reservation=paid if calls else None))
-            except (TeachonceError, OSError, sqlite3.Error) as error:
-                outcomes.append(error)
-        return outcomes
-
-    def _find(self, asked: _Asked) -> dict[bytes, Place]:
         teacher = self._description.id
-        return {key: place for key in asked.keys if (place := self._writer.find(teacher, key)) is not None}
-
-    def _reserve(self, asked: _Asked, *, calls: int) -> Reservation:
-        return self._writer.reserve(run=asked.run, cache=asked.cache, calls=calls)
-
-    def _reserve_together(
-        self, asked: list[_Asked], *, found: list[dict[bytes, Place]]
-    ) -> dict[tuple[str, int], Reservation]:
-        """One reservation per payer of several claims; a payer that cannot pay for all is left to pay one by one."""
-        groups: dict[tuple[str, int], list[int]] = {}
-        for one, places in zip(asked, found, strict=True):
-            groups.setdefault(_payer(one), []).append(len(one.keys) - len(places))
-        first = {_payer(one): one for one in reversed(asked)}
-        reserved = {}
-        for payer, calls in groups.items():
-            if sum(calls):
-                with suppress(TeachonceError):
-                    reserved[payer] = self._reserve(first[payer], calls=sum(calls))
-        return reserved
+        found = [
+            {key: place for key in one.keys if (place := self._writer.find(teacher, key, cache=one.cache)) is not None}
+            for one in asked
+        ]
+        missing = [(one.run, one.cache, len(one.keys) - len(places)) for one, places in zip(asked, found, strict=True)]
+        paid = self._writer.reserve_all(missing)
+        return [
+            outcome if isinstance(outcome, TeachonceError) else Claim(places=places, reservation=outcome)
+            for outcome, places in zip(paid, found, strict=True)
+        ]
 
     async def settle(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError]:
         """Check and keep a batch's answers; a bad answer is refused alone, its attempt stays counted."""
@@ -124,14 +122,14 @@ class Store:
 
     def _settle(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError]:
         outcomes: list[Place | TeachonceError | None] = self._refusals(items, outputs)
-        for group in _groups(items):
-            good = [index for index in group if outcomes[index] is None]
-            refused = len(group) - len(good)
-            if refused:
-                self._writer.fail(items[group[0]].reservation, calls=refused)
-            if good:
-                for index, place in zip(good, self._keep(items, good, outputs=outputs), strict=True):
-                    outcomes[index] = place
+        groups = [[index for index in group if outcomes[index] is None] for group in _groups(items)]
+        kept = [group for group in groups if group]
+        batches = [self._answer_batch(items, group, outputs=outputs) for group in kept]
+        for group, places in zip(kept, self._writer.commit_all(batches), strict=True):
+            for index, place in zip(group, places, strict=True):
+                outcomes[index] = place
+        refused = [item for item, outcome in zip(items, outcomes, strict=True) if isinstance(outcome, TeachonceError)]
+        self._per_reservation(refused, self._writer.fail)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _refusals(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError | None]:
@@ -153,25 +151,22 @@ class Store:
             return error
         return None
 
-    def _keep(self, items: Sequence[Item], good: list[int], *, outputs: Outputs) -> Sequence[Place]:
-        first = items[good[0]]
+    def _answer_batch(self, items: Sequence[Item], group: list[int], *, outputs: Outputs) -> AnswerBatch:
+        """What one payer gets kept."""
+        first = items[group[0]]
         cache = first.question.cache
-        known = [items[index].question.place_of(items[index].index) for index in good]
-        # Uploads have no row of their own: they are numbered as they arrive.
-        arrival = cache.num_slots
-        places = [place or (arrival + offset, 0, -1) for offset, place in enumerate(known)]
-        rows, views, labels = np.array(places, dtype=np.int64).T
-        kept: Sequence[Place] = self._writer.commit(
-            cache,
+        numbers = [items[index].question.number(items[index].index) or UPLOADED for index in group]
+        rows, views, labels = np.array(numbers, dtype=np.int64).T
+        return AnswerBatch(
+            cache=cache,
             run=first.run,
             reservation=first.reservation,
-            keys=np.frombuffer(b"".join(items[index].key for index in good), dtype=np.uint8).reshape(len(good), -1),
+            keys=np.frombuffer(b"".join(items[index].key for index in group), dtype=np.uint8).reshape(len(group), -1),
             rows=rows,
             views=views,
             labels=labels,
-            outputs={name: outputs[name][good] for name in cache.outputs},
+            outputs={name: outputs[name][group] for name in cache.outputs},
         )
-        return kept
 
     async def fail(self, items: Sequence[Item]) -> None:
         """The forward raised: attempts stay counted."""
@@ -185,28 +180,27 @@ class Store:
         for group in _groups(items):
             settle(items[group[0]].reservation, calls=len(group))
 
-    async def finish(
-        self, question: Question, *, places: Sequence[Place], outputs: Sequence[str], run: str, joined: int
-    ) -> Outputs:
+    async def finish(self, question: Question, *, got: Got, outputs: Sequence[str], run: str) -> Outputs:
         """Give every row a slot of its own, charge the run, and read the answers as they are kept."""
-        return await self._on_thread(self._finish, question, places, outputs, run, joined)
+        if not got.new and len(got.places) <= FEW_IMAGES:
+            return self._finish(question, got, outputs, run)
+        return await self._on_thread(self._finish, question, got, outputs, run)
 
-    def _finish(
-        self, question: Question, places: Sequence[Place], outputs: Sequence[str], run: str, joined: int
-    ) -> Outputs:
-        items = []
-        for index, (own, place) in enumerate(zip(question.cached(), places, strict=True)):
-            known = question.place_of(index)
-            if own is None and known is not None:
-                items.append((*known, place))
-        if items:
-            self._writer.alias(question.cache, run=run, items=items)
-        self._writer.note_hits(run=run, cache=question.cache, places=places, joined=joined)
-        return dict(self._writer.read(places, outputs)) if outputs else {}
-
-
-def _payer(asked: _Asked) -> tuple[str, int]:
-    return asked.run, id(asked.cache)
+    def _finish(self, question: Question, got: Got, outputs: Sequence[str], run: str) -> Outputs:
+        cache = question.cache
+        if got.new:
+            own = question.cached()
+            known = [(question.number(index), place) for index, place in enumerate(got.places) if own[index] is None]
+            items = [(*number, place) for number, place in known if number is not None]
+            if items:
+                self._writer.alias(cache, run=run, items=items)
+        if got.free:
+            self._writer.note_hits(run=run, cache=cache, places=got.free, joined=got.joined)
+        if not got.places:
+            return {
+                spec.name: np.empty((0, *spec.shape), spec.numpy_dtype) for spec in cache.specs if spec.name in outputs
+            }
+        return dict(self._writer.read(got.places, outputs))
 
 
 def _deliver(asked: list[_Asked], outcomes: Sequence[Claim | BaseException]) -> None:

@@ -1,0 +1,160 @@
+"""A real server under many clients, kill -9 and SIGTERM: once, within budget, nothing lost."""
+
+import asyncio
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+from safetensors.numpy import save
+
+CLIENTS = 64
+HEADERS = {"content-type": "application/vnd.safetensors"}
+
+
+def upload(*seeds: int) -> bytes:
+    images = [np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8) for seed in seeds]
+    return save({"images": np.stack(images)})
+
+
+def ask_at_once(url: str, bodies: list[list[bytes]]) -> list[httpx.Response]:
+    """One client per list, all starting together; each sends its bodies one after another."""
+
+    async def client(own: list[bytes]) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            return [await http.post("/v1/images", content=body, headers=HEADERS) for body in own]
+
+    async def everyone() -> list[list[httpx.Response]]:
+        return await asyncio.gather(*(client(own) for own in bodies))
+
+    return [response for responses in asyncio.run(everyone()) for response in responses]
+
+
+def test_sixty_four_clients_asking_for_one_image_cause_one_call(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store")
+    responses = ask_at_once(server.url, [[upload(1)] * 2] * CLIENTS)
+
+    assert {response.status_code for response in responses} == {200}
+    assert len({json.dumps(response.json()["logits"]) for response in responses}) == 1
+    assert sum(response.json()["teacher_calls"] for response in responses) == 1
+    counts = server.ledger()
+    assert (counts["teacher_calls"], counts["attempts"]) == (1, 1)
+    assert counts["hits"] + counts["joined"] == 2 * CLIENTS - 1
+
+
+def test_a_budget_is_used_up_exactly_and_stays_used_after_a_restart(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store", "--budget", "100")
+    bodies = [[upload(1000 * client + number) for number in range(4)] for client in range(CLIENTS)]
+    responses = ask_at_once(server.url, bodies)
+    server.stop()
+    server = launch_server(tmp_path / "store")
+    late = httpx.post(f"{server.url}/v1/images", content=upload(99_999), headers=HEADERS)
+
+    statuses = [response.status_code for response in responses]
+    assert (statuses.count(200), statuses.count(402)) == (100, 4 * CLIENTS - 100)
+    refused = next(response for response in responses if response.status_code == 402)
+    assert refused.json() | {"error": "", "request_id": ""} == {
+        "error": "",
+        "code": "budget_exhausted",
+        "request_id": "",
+        "needed": 1,
+        "remaining": 0,
+    }
+    assert late.status_code == 402
+    assert (server.ledger()["teacher_calls"], server.ledger()["attempts"]) == (100, 100)
+
+
+def test_a_request_over_budget_computes_nothing(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store", "--budget", "3")
+    refused = httpx.post(f"{server.url}/v1/images", content=upload(1, 2, 3, 4), headers=HEADERS)
+    accepted = httpx.post(f"{server.url}/v1/images", content=upload(1, 2, 3), headers=HEADERS)
+
+    assert (refused.status_code, refused.json()["needed"], refused.json()["remaining"]) == (402, 4, 3)
+    assert accepted.json()["teacher_calls"] == 3
+
+
+def test_after_kill_9_no_answered_image_is_computed_again(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store", "--batch", "8")
+    answered: dict[int, list[float]] = {}
+
+    def ask(client: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as http:
+            for seed in range(client, 100_000, 8):
+                try:
+                    response = http.post("/v1/images", content=upload(seed), headers=HEADERS)
+                except httpx.TransportError:
+                    return
+                answered[seed] = response.json()["logits"][0]
+
+    clients = [threading.Thread(target=ask, args=(client,)) for client in range(8)]
+    for thread in clients:
+        thread.start()
+    while len(answered) < 100:
+        time.sleep(0.01)
+    server.stop(signal.SIGKILL)
+    for thread in clients:
+        thread.join()
+    server = launch_server(tmp_path / "store")
+    seeds = sorted(answered)
+    again = httpx.post(f"{server.url}/v1/images", content=upload(*seeds), headers=HEADERS, timeout=60).json()
+    counts = server.ledger()
+
+    assert again["teacher_calls"] == 0
+    assert again["logits"] == [answered[seed] for seed in seeds]
+    assert counts["attempts"] >= counts["teacher_calls"] >= len(answered)
+
+
+def test_sigterm_answers_and_keeps_what_was_asked(launch_server: Callable, tmp_path: Path) -> None:
+    teacher = tmp_path / "slow.py"
+    teacher.write_text(
+        "import time, torch\n"
+        "class Slow(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = torch.nn.Linear(3, 10)\n"
+        "        self.asked = 0\n"
+        "    def forward(self, x):\n"
+        "        if len(x) == 3:\n"
+        "            time.sleep(1.0)\n"
+        "        return self.head(x.mean((2, 3)))\n"
+        "def build(classes=10):\n"
+        "    return Slow()\n"
+    )
+    options = ("--classes", "10", "--device", "cpu")
+    server = launch_server(tmp_path / "store", *options, teacher=f"python:{teacher}:build")
+    responses: list[httpx.Response] = []
+    body = upload(1, 2, 3)
+    asking = threading.Thread(
+        target=lambda: responses.append(
+            httpx.post(f"{server.url}/v1/images", content=body, headers=HEADERS, timeout=30)
+        )
+    )
+    asking.start()
+    time.sleep(0.4)
+    assert server.stop(signal.SIGTERM) == 0
+    asking.join()
+    server = launch_server(tmp_path / "store", *options, teacher=f"python:{teacher}:build")
+    again = httpx.post(f"{server.url}/v1/images", content=body, headers=HEADERS, timeout=30).json()
+
+    assert responses[0].status_code == 200
+    assert again["teacher_calls"] == 0
+    assert again["logits"] == responses[0].json()["logits"]
+
+
+def test_a_client_that_leaves_changes_nothing(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store", "--max-delay-ms", "300")
+    try:
+        httpx.post(f"{server.url}/v1/images", content=upload(1), headers=HEADERS, timeout=0.1)
+    except httpx.TimeoutException:
+        pass
+    else:
+        raise AssertionError("the client was meant to leave before the answer")
+    time.sleep(0.8)
+    again = httpx.post(f"{server.url}/v1/images", content=upload(1), headers=HEADERS, timeout=30).json()
+
+    assert (again["cached"], again["teacher_calls"]) == ([True], 0)
+    assert server.ledger()["teacher_calls"] == 1
