@@ -1,0 +1,119 @@
+"""Reading one array of a cache by slots: mapped where the files are exactly ours, else chunk by chunk.
+
+Shape key: B slots asked for, S slots.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.layout import AnyArray, ArraySpec
+from cache.stitched import can_stitch, check_chunk_file, map_chunks
+from cache.zarr_documents import array_document, read_document
+from shared.errors import CorruptCacheError
+
+Ints = NDArray[np.int64]
+
+
+class SlotArray(Protocol):
+    """Slots of one array, however they are stored. Slots are within [0, S): the caller has checked."""
+
+    def take(self, slots: Ints, *, out: AnyArray) -> None:
+        """Copy slots [B] into ``out`` [B, ...]."""
+
+    def head(self, slots: int) -> AnyArray:
+        """The first ``slots`` slots, to be read at once; not to be kept."""
+
+
+class MappedArray:
+    """All chunk files as one array."""
+
+    def __init__(self, files: list[Path], *, spec: ArraySpec) -> None:
+        self._values = map_chunks(files, spec=spec)
+
+    def take(self, slots: Ints, *, out: AnyArray) -> None:
+        """See `SlotArray`."""
+        # "clip" lets NumPy write into `out` without a copy; the bounds were checked.
+        np.take(self._values, slots, axis=0, out=out, mode="clip")
+
+    def head(self, slots: int) -> AnyArray:
+        """See `SlotArray`."""
+        return self._values[:slots]
+
+
+class ChunkwiseArray:
+    """Chunk by chunk, for what cannot be mapped as one: other platforms, other codecs, other grids."""
+
+    def __init__(self, load: Callable[[int], AnyArray], *, spec: ArraySpec, chunk_slots: int) -> None:
+        self._load = load
+        self._spec = spec
+        self._chunk_slots = chunk_slots
+
+    def take(self, slots: Ints, *, out: AnyArray) -> None:
+        """See `SlotArray`."""
+        chunks = slots // self._chunk_slots
+        for chunk in np.unique(chunks):
+            chosen = chunks == chunk
+            out[chosen] = self._load(int(chunk))[slots[chosen] - chunk * self._chunk_slots]
+
+    def head(self, slots: int) -> AnyArray:
+        """See `SlotArray`."""
+        out = np.empty((slots, *self._spec.shape), dtype=self._spec.numpy_dtype)
+        for first in range(0, slots, self._chunk_slots):
+            part = self._load(first // self._chunk_slots)[: slots - first]
+            out[first : first + len(part)] = part
+        return out
+
+
+def open_own_array(folder: Path, *, spec: ArraySpec, slots: int) -> SlotArray:
+    """The first ``slots`` slots of an array that this code wrote; raises `CorruptCacheError` for a short file."""
+    count = -(-slots // spec.chunk_slots)
+    files = [folder / spec.chunk_name(index) for index in range(count)]
+    if can_stitch(spec):
+        return MappedArray(files, spec=spec)
+    for file in files:
+        check_chunk_file(file, spec=spec)
+
+    def load(index: int) -> AnyArray:
+        shape = (spec.chunk_slots, *spec.shape)
+        return np.memmap(files[index], dtype=spec.numpy_dtype, mode="r", shape=shape)
+
+    return ChunkwiseArray(load, spec=spec, chunk_slots=spec.chunk_slots)
+
+
+def open_array(folder: Path, *, slots: int | None = None) -> tuple[ArraySpec, int, SlotArray]:
+    """Any Zarr array [S, ...] with its spec and S; ``slots`` overrides S for arrays whose shape lags behind."""
+    document = read_document(folder)
+    if document is None or document.get("node_type") != "array":
+        raise CorruptCacheError(f"{folder} is not a Zarr array: restore it from a copy of the cache")
+    spec, length = _read_spec(document, folder=folder)
+    if document == array_document(spec, slots=length):
+        count = length if slots is None else slots
+        return spec, count, open_own_array(folder, spec=spec, slots=count)
+    return _open_foreign(folder, spec=spec)
+
+
+def _read_spec(document: dict[str, Any], *, folder: Path) -> tuple[ArraySpec, int]:
+    try:
+        length, *shape = document["shape"]
+        data_type = document["data_type"]
+        np.dtype(data_type)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCacheError(f"{folder} has no shape or an unknown data type: restore zarr.json") from error
+    return ArraySpec(name=folder.name, dtype=data_type, shape=tuple(shape)), length
+
+
+def _open_foreign(folder: Path, *, spec: ArraySpec) -> tuple[ArraySpec, int, SlotArray]:
+    # Zarr takes a second to import, and arrays that we wrote never need it.
+    import zarr
+
+    array = zarr.open_array(str(folder), mode="r")
+    chunk_slots = array.chunks[0]
+
+    def load(index: int) -> AnyArray:
+        return np.asarray(array[index * chunk_slots : (index + 1) * chunk_slots])
+
+    return spec, array.shape[0], ChunkwiseArray(load, spec=spec, chunk_slots=chunk_slots)

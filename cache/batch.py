@@ -1,0 +1,101 @@
+"""Answers that arrive together, checked and rounded to the dtype they are kept in.
+
+Shape key: B answers, A answer bytes of one slot.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cache.handle import CacheHandle
+from cache.layout import AnyArray, ArraySpec, Bytes
+from cache.slot_index import VIEW_SHIFT
+from shared.errors import AnswerError, InputError, OutputNotCachedError, RowRangeError
+from shared.identity import KEY_BYTES
+
+if TYPE_CHECKING:
+    from cache.writer import Reservation
+
+MAX_ABS = 65504.0
+"""Largest finite float16; larger answers are refused in every dtype, so that a cache can be converted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AnswerBatch:
+    """Answers of one teacher for one cache."""
+
+    cache: CacheHandle
+    run: str | None
+    """Who is charged; None: nobody."""
+    reservation: "Reservation | None"
+    """Pays one call per item; None: no calls are counted."""
+    keys: Bytes
+    """Keys of the pixels, uint8 [B, 32]."""
+    rows: Sequence[int] | NDArray[np.int64]
+    """Rows [B]; -1 for an upload, which gets the next one, or the place of an earlier answer to its key."""
+    views: Sequence[int] | NDArray[np.int64]
+    """Views [B]."""
+    labels: Sequence[int] | NDArray[np.int64]
+    """Labels [B]; -1 where there is none."""
+    outputs: Mapping[str, AnyArray]
+    """What the teacher said, arrays [B, ...] of floats; outputs that the cache does not keep are ignored."""
+    aliases: Sequence[tuple[int, int, int, int]] = ()
+    """(row, view, label, item): more rows that show the pixels of an item of this batch."""
+
+
+def pack_answers(batch: AnswerBatch) -> Bytes:
+    """The batch's answers as bytes [B, A] in the cache's dtypes; checks everything else too.
+
+    Raises `AnswerError` naming the rows whose answer is not finite or too large, `RowRangeError`, `InputError`.
+    """
+    count = len(batch.keys)
+    if batch.keys.dtype != np.uint8 or batch.keys.shape != (count, KEY_BYTES):
+        raise InputError(f"keys must be uint8 [B, {KEY_BYTES}]; got {batch.keys.dtype} {list(batch.keys.shape)}")
+    for name in ("rows", "views", "labels"):
+        if len(getattr(batch, name)) != count:
+            raise InputError(f"{len(getattr(batch, name))} {name} for {count} keys")
+    check_rows(batch.cache, rows=batch.rows, views=batch.views)
+    check_rows(batch.cache, rows=[row for row, *_ in batch.aliases], views=[view for _, view, *_ in batch.aliases])
+    parts = [_pack(batch, spec=spec) for spec in batch.cache.specs]
+    return np.concatenate(parts, axis=1)
+
+
+def check_rows(cache: CacheHandle, *, rows: ArrayLike, views: ArrayLike) -> None:
+    """Raise `RowRangeError` for a row or view that a cache cannot hold."""
+    rows, views = np.asarray(rows, dtype=np.int64), np.asarray(views, dtype=np.int64)
+    # Uploads have no rows of their own: -1 asks for the next one.
+    low, high = (0, cache.dataset.rows) if cache.dataset.rows else (-1, 1 << VIEW_SHIFT)
+    wrong = np.flatnonzero((rows < low) | (rows >= high))
+    if len(wrong):
+        raise RowRangeError(f"row {rows[wrong[0]]} is not a row of {cache.dataset.name}: use {low} to {high - 1}")
+    wrong = np.flatnonzero((views < 0) | (views >= 1 << 20))
+    if len(wrong):
+        raise RowRangeError(f"view {views[wrong[0]]} cannot be kept: use 0 to {(1 << 20) - 1}")
+
+
+def _pack(batch: AnswerBatch, *, spec: ArraySpec) -> Bytes:
+    if spec.name not in batch.outputs:
+        raise OutputNotCachedError(f"the cache keeps {spec.name}, the answers have only {', '.join(batch.outputs)}")
+    values: NDArray[Any] = np.asarray(batch.outputs[spec.name])
+    if values.shape != (len(batch.keys), *spec.shape) or values.dtype.kind != "f":
+        expected = [len(batch.keys), *spec.shape]
+        raise AnswerError(f"{spec.name} must be floats {expected}; got {values.dtype} {list(values.shape)}")
+    # Written so that NaN fails it too.
+    wrong = np.flatnonzero(~(np.abs(values) <= MAX_ABS).reshape(len(values), -1).all(axis=1))
+    if len(wrong):
+        raise AnswerError(
+            f"{spec.name} of {_names(batch, wrong)} not finite or beyond {MAX_ABS:g}: not kept; check the teacher"
+        )
+    rounded = np.ascontiguousarray(values, dtype=spec.numpy_dtype)
+    return rounded.reshape(len(values), -1).view(np.uint8)
+
+
+def _names(batch: AnswerBatch, wrong: NDArray[np.intp]) -> str:
+    shown = [f"{batch.rows[at]}" if batch.rows[at] >= 0 else f"(upload {at})" for at in wrong[:5].tolist()]
+    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    plural = "row" if len(wrong) == 1 else "rows"
+    verb = "is" if len(wrong) == 1 else "are"
+    return f"{plural} {', '.join(shown)}{more} of {batch.cache.dataset.name} {verb}"

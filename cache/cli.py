@@ -1,0 +1,109 @@
+"""The command ``logit-cache``: what a cache holds."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cache.info import describe_cache
+from cache.writer import CacheWriter
+from shared.command import run_command
+
+app = typer.Typer(
+    name="logit-cache",
+    help="Look at a cache of teacher answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def info(path: CachePath = Path(), as_json: AsJson = False) -> None:
+    """Show what a cache holds and what it cost; works while a server writes it."""
+    described = describe_cache(path)
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    console = Console()
+    console.print(
+        f"{path}: {_size(described['bytes'])}, {described['teacher_calls']} teacher calls"
+        f" ({described['attempts']} attempts), format {described['format']}"
+    )
+    console.print(_caches_table(described["caches"]))
+    console.print(_runs_table(described["budgets"]))
+
+
+@app.command("ls")
+def list_caches(path: CachePath = Path(), as_json: AsJson = False) -> None:
+    """List the caches in a folder: one line per teacher and data set."""
+    caches = describe_cache(path)["caches"]
+    if as_json:
+        print(json.dumps(caches, indent=2))
+        return
+    for entry in caches:
+        print(f"{entry['teacher']}  {entry['dataset']}  {entry['slots']} answers  {_size(entry['bytes'])}")
+
+
+@app.command()
+def fold(path: CachePath) -> None:
+    """Move answers that only the ledger holds into Zarr; no server may be running."""
+    # Checked first, so that a wrong path does not become a new cache.
+    describe_cache(path)
+    with CacheWriter.open(path) as writer:
+        writer.fold()
+
+
+def _caches_table(caches: list[dict[str, Any]]) -> Table:
+    table = Table("teacher", "data set", "rows", "answers", "folded", "views", "outputs", "calls", "size")
+    for entry in caches:
+        outputs = ", ".join(f"{name} {output['shape']} {output['dtype']}" for name, output in entry["outputs"].items())
+        table.add_row(
+            entry["teacher"],
+            entry["dataset"],
+            str(entry["rows"]),
+            str(entry["slots"]),
+            str(entry["folded"]),
+            _views(entry["present"], rows=entry["rows"]),
+            outputs,
+            str(entry["teacher_calls"]),
+            _size(entry["bytes"]),
+        )
+    return table
+
+
+def _runs_table(runs: dict[str, dict[str, Any]]) -> Table:
+    table = Table("run", "budget", "attempts", "teacher calls", "charged")
+    for name, run in runs.items():
+        budget = "none" if run["budget"] is None else str(run["budget"])
+        table.add_row(name, budget, str(run["attempts"]), str(run["teacher_calls"]), str(run["charged"]))
+    return table
+
+
+def _views(present: dict[str, int], *, rows: int) -> str:
+    """Views with their coverage, the first few."""
+    shown = [f"{view}: {count}/{rows}" for view, count in list(present.items())[:3]]
+    more = [f"and {len(present) - 3} more"] if len(present) > 3 else []
+    return ", ".join(shown + more) or "none"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            break
+        size /= 1000
+    else:
+        unit = "TB"
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def main() -> None:
+    """Entry point of ``logit-cache``."""
+    run_command(app)

@@ -1,0 +1,115 @@
+"""Where everything lies in a cache's folder, and how arrays are cut into chunks.
+
+Shape key: S slots, C classes, D feature width.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InputError
+from shared.identity import KEY_BYTES, check_name
+
+FORMAT = 1
+"""Version of everything in a cache's folder; another version is refused, never guessed."""
+LEDGER = "ledger.sqlite3"
+LOCK = "writer.lock"
+DATA = "data.zarr"
+DOCUMENT = "zarr.json"
+PARTIAL = ".partial"
+"""Suffix of a file that is not whole yet."""
+
+BLOCK_SLOTS = 8192
+"""Slots folded together; a multiple of every array's chunk, and a multiple of the page in bytes for every dtype."""
+MAX_CHUNK_BYTES = 64 * 2**20
+
+OUTPUT_DTYPES = ("float16", "float32")
+DEFAULT_OUTPUTS = {"logits": "float16", "features": "float16"}
+UPLOADS = "uploads/images"
+"""The data set of images that callers brought; its rows are numbered as they come."""
+
+_TEACHER_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,159}$")
+
+Bytes = NDArray[np.uint8]
+AnyArray = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArraySpec:
+    """One Zarr array of a cache."""
+
+    name: str
+    dtype: str
+    """NumPy's and Zarr's name, such as ``float16``; bytes are little endian."""
+    shape: tuple[int, ...]
+    """Shape of one slot, ``(C,)`` for logits."""
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as it lies on disk."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return prod(self.shape) * self.numpy_dtype.itemsize
+
+    @property
+    def chunk_slots(self) -> int:
+        """Slots per chunk: 8192, or the largest power of two that keeps a chunk within 64 MiB."""
+        slots = BLOCK_SLOTS
+        while slots > 1 and slots * self.slot_bytes > MAX_CHUNK_BYTES:
+            slots //= 2
+        return slots
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of every chunk file: the last one is padded with zeros."""
+        return self.chunk_slots * self.slot_bytes
+
+    def chunk_name(self, index: int) -> str:
+        """File of a chunk in the array's folder, ``c.3.0``."""
+        return ".".join(["c", str(index), *("0" for _ in self.shape)])
+
+
+INDEX_ARRAYS = (
+    ArraySpec(name="labels", dtype="int64", shape=()),
+    ArraySpec(name="rows", dtype="int64", shape=()),
+    ArraySpec(name="views", dtype="int32", shape=()),
+    ArraySpec(name="keys", dtype="uint8", shape=(KEY_BYTES,)),
+)
+"""What every cache keeps beside its outputs."""
+
+
+def output_specs(outputs: Mapping[str, str], *, classes: int, features: int) -> tuple[ArraySpec, ...]:
+    """Arrays for the outputs ``{name: dtype}`` of a teacher; raises `InputError` for what cannot be kept."""
+    widths = {"logits": classes, "features": features}
+    if "logits" not in outputs:
+        raise InputError(f"a cache keeps logits; asked for only {', '.join(outputs) or 'nothing'}")
+    for name, dtype in outputs.items():
+        if name not in widths:
+            raise InputError(f"unknown output {name!r}; known: {', '.join(widths)}")
+        if dtype not in OUTPUT_DTYPES:
+            raise InputError(f"output {name} cannot be kept as {dtype!r}; use one of {', '.join(OUTPUT_DTYPES)}")
+    return in_order(ArraySpec(name=name, dtype=dtype, shape=(widths[name],)) for name, dtype in outputs.items())
+
+
+def in_order(specs: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
+    """Outputs in the order of their bytes in the journal: logits first, then by name."""
+    return tuple(sorted(specs, key=lambda spec: (spec.name != "logits", spec.name)))
+
+
+def dataset_folder(path: Path, *, teacher: str, dataset: str) -> Path:
+    """Folder of a cache's Zarr group; raises `InputError` for names that cannot be folders."""
+    if not _TEACHER_PATTERN.match(teacher):
+        raise InputError(f"teacher id {teacher[:200]!r} cannot be a folder: use letters, digits and . _ + -")
+    name, _, split = dataset.partition("/")
+    check_name(name, what="data set")
+    check_name(split, what="split")
+    return path / DATA / teacher / name / split

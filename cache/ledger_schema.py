@@ -1,0 +1,106 @@
+"""The tables of the ledger, and how its file is opened."""
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache.layout import FORMAT, LEDGER
+from shared.errors import CorruptCacheError, DiskFullError, InputError, TeachonceError
+
+SLOT_BITS = 40
+"""A place is one number: cache * 2**40 + slot."""
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE caches (
+    id INTEGER PRIMARY KEY, teacher TEXT NOT NULL, dataset TEXT NOT NULL, teacher_attributes TEXT NOT NULL,
+    dataset_attributes TEXT NOT NULL, outputs TEXT NOT NULL, folded INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (teacher, dataset));
+CREATE TABLE journal (
+    place INTEGER PRIMARY KEY, row INTEGER NOT NULL, view INTEGER NOT NULL, label INTEGER NOT NULL,
+    key BLOB NOT NULL, answers BLOB NOT NULL);
+CREATE TABLE aliases (place INTEGER PRIMARY KEY, canonical INTEGER NOT NULL);
+CREATE TABLE runs (name TEXT PRIMARY KEY, budget INTEGER) WITHOUT ROWID;
+CREATE TABLE counts (
+    run TEXT NOT NULL, cache INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    teacher_calls INTEGER NOT NULL DEFAULT 0, hits INTEGER NOT NULL DEFAULT 0, joined INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (run, cache)) WITHOUT ROWID;
+CREATE TABLE charges (
+    run TEXT NOT NULL, cache INTEGER NOT NULL, chunk INTEGER NOT NULL, bits BLOB NOT NULL,
+    PRIMARY KEY (run, cache, chunk)) WITHOUT ROWID;
+INSERT INTO runs VALUES ('default', NULL);
+INSERT INTO meta VALUES ('budget', NULL);
+"""
+"""``aliases`` holds slots whose key this teacher had answered before, with the place of that first answer; ``charges``
+one bit per first answer that a run consumed, 8192 slots to a row."""
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """Open the ledger of the cache at ``path`` for writing, creating it if absent. The caller holds the lock."""
+    with sqlite_errors(path / LEDGER):
+        database = sqlite3.connect(path / LEDGER, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA busy_timeout = 10000")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            # One transaction: the ledger of an interrupted first start is empty and made anew.
+            database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+            database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
+            database.execute("COMMIT")
+        check_format(database, path=path)
+    return database
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open the ledger of the cache at ``path`` without ever writing, also while a server writes it.
+
+    Raises `sqlite3.OperationalError` where that cannot be done, such as a write-ahead log on a read-only volume.
+    """
+    ledger = path / LEDGER
+    uri = f"{ledger.resolve().as_uri()}?mode=ro"
+    if not ledger.with_name(LEDGER + "-wal").exists():
+        try:
+            return _open_reader(uri, path=path)
+        except sqlite3.OperationalError:
+            # A read-only volume: nobody can write there, so the file may be read as it is.
+            return _open_reader(uri + "&immutable=1", path=path)
+    return _open_reader(uri, path=path)
+
+
+def _open_reader(uri: str, *, path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA busy_timeout = 10000")
+        check_format(database, path=path)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def check_format(database: sqlite3.Connection, *, path: Path) -> None:
+    """Raise `InputError` for a ledger of another format version."""
+    found = database.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+    if found is None or found[0] != FORMAT:
+        version = "none" if found is None else found[0]
+        raise InputError(f"{path} has format {version}; this version of teachonce reads and writes format {FORMAT}")
+
+
+@contextmanager
+def sqlite_errors(ledger: Path) -> Iterator[None]:
+    """Say what an SQLite error means for the user."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise CorruptCacheError(f"{ledger} is damaged ({error}): restore it from a copy of the cache") from error
+        raise TeachonceError(f"{ledger} cannot be used: {error}; check the disk and its permissions") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
+        raise

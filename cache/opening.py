@@ -1,0 +1,215 @@
+"""The caches of a folder as one writer holds them: listed, recovered, loaded when their teacher is first used."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import RLock
+
+import numpy as np
+
+from cache.atomic_file import make_folders
+from cache.fold import fold_block, recover_block, remove_partial_files
+from cache.handle import CacheHandle, Place, kind_of
+from cache.journal import read_entries
+from cache.key_index import KeyIndex
+from cache.layout import DATA, DEFAULT_OUTPUTS, INDEX_ARRAYS, LEDGER, LOCK, dataset_folder, output_specs
+from cache.ledger import Ledger
+from cache.ledger_schema import SLOT_BITS
+from cache.publish import publish, publish_ledger
+from cache.records import CacheRecord, check_same_dataset, insert_record, read_records
+from cache.zarr_documents import array_document, read_attributes, read_document
+from shared.descriptions import DatasetDescription, TeacherDescription
+from shared.errors import CorruptCacheError, InputError
+
+Kind = frozenset[tuple[str, str]]
+
+
+def prepare_folder(path: Path) -> None:
+    """Create the folder of a cache; raises `InputError` for one that holds something else."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; a cache is a folder")
+    make_folders(path)
+    if (path / LEDGER).exists():
+        return
+    if (path / DATA).exists():
+        raise InputError(
+            f"{path} has {DATA} but no {LEDGER}: such a copy can be read, not continued; use another folder"
+        )
+    # A mounted volume may hold lost+found; a first start that was interrupted, the lock.
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, "lost+found"))
+    if strangers:
+        raise InputError(f"{path} is not a cache and not empty (it holds {strangers[0]}); use another folder")
+
+
+class Teachers:
+    """Handles by number, and where each teacher answered which key."""
+
+    def __init__(self, path: Path, *, ledger: Ledger, lock: RLock) -> None:
+        self._path = path
+        self._ledger = ledger
+        self._lock = lock
+        self._records = {record.id: record for record in read_records(ledger.database)}
+        self._handles: dict[int, CacheHandle] = {}
+        self._keys: dict[str, dict[Kind, KeyIndex]] = {}
+
+    def recover(self) -> None:
+        """Undo what a crash left unfinished: shapes become the marks, partial files go."""
+        database = self._ledger.database
+        for record in self._records.values():
+            remove_partial_files(record.folder(self._path))
+            pending = database.execute(
+                "SELECT count(*) FROM journal WHERE place >= ? AND place < ?",
+                (record.id << SLOT_BITS, (record.id + 1) << SLOT_BITS),
+            ).fetchone()[0]
+            if pending or self._is_stale(record):
+                self._load_teacher(record.teacher.id)
+                self.publish(self._handles[record.id])
+        make_folders(self._path / DATA)
+        publish_ledger(self._path, ledger=self._ledger)
+
+    def open_cache(
+        self, teacher: TeacherDescription, dataset: DatasetDescription, *, outputs: Mapping[str, str] | None
+    ) -> CacheHandle:
+        """See `CacheWriter.open_cache`."""
+        self._load_teacher(teacher.id)
+        for record in self._records.values():
+            if (record.teacher.id, record.dataset.name) == (teacher.id, dataset.name):
+                check_same_dataset(record, dataset)
+                handle = self._handles[record.id]
+                if outputs is not None and dict(outputs) != handle.outputs:
+                    raise InputError(
+                        f"{dataset.name} is cached with {_listed(handle.outputs)}, not {_listed(outputs)}; "
+                        "a cache keeps the outputs it was created with: leave them out, or use another folder"
+                    )
+                return handle
+        return self._create(teacher, dataset, outputs=outputs)
+
+    def handle(self, cache: int) -> CacheHandle:
+        """The handle of a place."""
+        return self._handles[cache]
+
+    def loaded(self) -> list[CacheHandle]:
+        """Handles of all teachers used so far."""
+        return list(self._handles.values())
+
+    def load_all(self) -> list[CacheHandle]:
+        """Handles of every cache that has something in the journal, and of all teachers used so far."""
+        for (cache,) in self._ledger.database.execute(
+            "SELECT DISTINCT place >> ? FROM journal", (SLOT_BITS,)
+        ).fetchall():
+            self._load_teacher(self._records[cache].teacher.id)
+        return self.loaded()
+
+    def find(self, teacher_id: str, key: bytes, *, outputs: Mapping[str, str] | None) -> int | None:
+        """Number of the place that first answered a key with (at least) these outputs."""
+        self._load_teacher(teacher_id)
+        wanted = frozenset() if outputs is None else kind_of(outputs)
+        kinds = self._keys.get(teacher_id, {})
+        # The same outputs first: a wider cache may have answered later.
+        for kind in sorted(kinds, key=lambda kind: kind != wanted):
+            if kind >= wanted and (number := kinds[kind].get(key)) is not None:
+                return number
+        return None
+
+    def add_key(self, teacher_id: str, *, kind: Kind, key: bytes, number: int) -> None:
+        """A key was answered for the first time."""
+        self._keys[teacher_id].setdefault(kind, KeyIndex()).add(key, number)
+
+    def canonical(self, places: Sequence[Place]) -> list[int]:
+        """Numbers of the places that first answered these places' keys."""
+        return [self._handles[cache].canonical(slot) for cache, slot in places]
+
+    def fold_block(self, handle: CacheHandle) -> None:
+        """Fold the first block that is not whole."""
+        fold_block(handle, ledger=self._ledger)
+
+    def publish(self, handle: CacheHandle) -> None:
+        """Bring the Zarr documents up to the ledger."""
+        publish(
+            self._path,
+            record=self._records[handle.index],
+            folded=handle.folded,
+            ledger=self._ledger,
+            present=handle.present_counts(),
+        )
+
+    def _create(
+        self, teacher: TeacherDescription, dataset: DatasetDescription, *, outputs: Mapping[str, str] | None
+    ) -> CacheHandle:
+        if outputs is None:
+            outputs = {name: dtype for name, dtype in DEFAULT_OUTPUTS.items() if name == "logits" or teacher.features}
+        specs = output_specs(outputs, classes=teacher.classes, features=teacher.features)
+        # Names that cannot be folders are refused before anything is written.
+        dataset_folder(self._path, teacher=teacher.id, dataset=dataset.name)
+        with self._ledger.transaction() as database:
+            record = insert_record(database, teacher=teacher, dataset=dataset, specs=specs)
+        self._records[record.id] = record
+        handle = self._make_handle(record)
+        handle.load_index()
+        self.publish(handle)
+        return handle
+
+    def _is_stale(self, record: CacheRecord) -> bool:
+        """Whether its Zarr documents say something else than the ledger."""
+        folder = record.folder(self._path)
+        attributes = read_attributes(folder)
+        return (
+            attributes is None
+            or attributes.get("slots") != record.folded
+            or any(
+                read_document(folder / spec.name) != array_document(spec, slots=record.folded)
+                for spec in (*record.specs, *INDEX_ARRAYS)
+            )
+        )
+
+    def _load_teacher(self, teacher_id: str) -> None:
+        """Load every cache of a teacher, and learn what it answered."""
+        if teacher_id in self._keys:
+            return
+        kinds: dict[Kind, KeyIndex] = {}
+        for record in self._records.values():
+            if record.teacher.id == teacher_id:
+                handle = self._load(record)
+                first = np.ones(handle.num_slots, dtype=np.bool_)
+                first[list(handle.aliases)] = False
+                slots = np.flatnonzero(first)
+                numbers = slots + (handle.index << SLOT_BITS)
+                kinds.setdefault(kind_of(handle.outputs), KeyIndex()).extend(handle.all_keys()[slots], numbers)
+        self._keys[teacher_id] = kinds
+
+    def _load(self, record: CacheRecord) -> CacheHandle:
+        handle = self._make_handle(record)
+        database: sqlite3.Connection = self._ledger.database
+        recover_block(handle)
+        entries = read_entries(database, cache=record.id)
+        if [entry.slot for entry in entries] != list(range(record.folded, record.folded + len(entries))):
+            raise CorruptCacheError(
+                f"the journal of {record.dataset.name} does not continue at slot {record.folded}: "
+                f"restore {LEDGER} from a copy"
+            )
+        handle.tail.append(entries)
+        handle.load_index()
+        base = record.id << SLOT_BITS
+        aliases = database.execute(
+            "SELECT place - ?, canonical FROM aliases WHERE place >= ? AND place < ?",
+            (base, base, base + (1 << SLOT_BITS)),
+        )
+        handle.aliases.update(aliases.fetchall())
+        return handle
+
+    def _make_handle(self, record: CacheRecord) -> CacheHandle:
+        handle = CacheHandle(
+            index=record.id,
+            folder=record.folder(self._path),
+            teacher=record.teacher,
+            dataset=record.dataset,
+            specs=record.specs,
+            folded=record.folded,
+            lock=self._lock,
+        )
+        self._handles[record.id] = handle
+        return handle
+
+
+def _listed(outputs: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in outputs.items())

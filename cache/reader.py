@@ -1,0 +1,174 @@
+"""Reads a cache: checks whose answers they are, then gathers them by row and view. Needs no ledger and no write access.
+
+Shape key: B rows asked for, N rows, S slots, V views.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cache.catalog import read_catalog, select
+from cache.layout import AnyArray, Bytes
+from cache.sameness import KeyedDataset, check_same_images
+from cache.snapshot import Snapshot, read_snapshot
+from shared.descriptions import DatasetDescription, TeacherDescription
+from shared.errors import InputError, MissingRowsError, OutputNotCachedError, RowRangeError
+from shared.views import view_count
+
+Ints = NDArray[np.int64]
+
+
+class CacheReader:
+    """One teacher's answers about one data set, as of `open` or the last `refresh`."""
+
+    def __init__(self, path: Path, *, teacher: str | None, dataset: str | None, journal: bool) -> None:
+        """Use `open`."""
+        self._path = path
+        self._journal = journal
+        entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
+        self.teacher: TeacherDescription = entry.teacher
+        self.dataset: DatasetDescription = entry.dataset
+        self.outputs: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs}
+        """Name -> dtype of what is kept."""
+        self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, teacher: str | None = None, dataset: str | None = None, journal: bool = False
+    ) -> Self:
+        """Open the cache in the folder ``path``.
+
+        ``teacher`` is an id or its beginning, ``dataset`` is ``NAME/SPLIT``; both optional where one holds answers.
+        ``journal`` adds answers that are committed but not folded yet (needs the ledger).
+        Raises `IdentityError` for a cache of another teacher, `UnknownNameError` for a data set it does not have,
+        `CorruptCacheError` for files that are damaged or short, `InputError`.
+        """
+        return cls(Path(path), teacher=teacher, dataset=dataset, journal=journal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; arrays that were gathered stay valid."""
+        self._open = None
+
+    def refresh(self) -> None:
+        """See what was folded (or, with ``journal``, committed) since."""
+        entry = select(read_catalog(self._path), path=self._path, teacher=self.teacher.id, dataset=self.dataset.name)
+        self._open = read_snapshot(self._path, entry=entry, journal=self._journal)
+
+    @property
+    def _now(self) -> Snapshot:
+        if self._open is None:
+            raise InputError("this reader is closed; open the cache again")
+        return self._open
+
+    @property
+    def view_policy(self) -> str:
+        """Which numbered views exist, see `shared.views`."""
+        return self.dataset.view_policy
+
+    @property
+    def num_rows(self) -> int:
+        """N: rows of the data set, cached or not."""
+        return self.dataset.rows or self._now.index.num_rows
+
+    @property
+    def num_views(self) -> int:
+        """V: views that the policy knows, cached or not; uploads have one."""
+        return 1 if not self.dataset.rows else view_count(self.dataset.view_policy)
+
+    @property
+    def num_slots(self) -> int:
+        """S: answers there are."""
+        return self._now.slots
+
+    def present(self, view: int = 0) -> NDArray[np.bool_]:
+        """Which rows are answered under a view, bool [N]."""
+        mask = np.zeros(self.num_rows, dtype=np.bool_)
+        mask[self._now.index.rows_of(view)] = True
+        return mask
+
+    def gather(
+        self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] = ("logits", "features")
+    ) -> dict[str, AnyArray]:
+        """Answers about rows [B], arrays [B, ...] in the stored dtype; ``view`` is one for all or an array [B].
+
+        Raises `MissingRowsError`, `RowRangeError`, `OutputNotCachedError`.
+        """
+        for name in outputs:
+            if name not in self.outputs:
+                raise OutputNotCachedError(f"{name!r} is not in this cache; it keeps {', '.join(self.outputs)}")
+        slots = self._slots(rows, view=view)
+        return {name: self._now.take(name, slots) for name in outputs}
+
+    def labels(self, rows: ArrayLike, view: int | ArrayLike = 0) -> Ints:
+        """Labels [B] of cached rows, -1 for uploads; errors as in `gather`."""
+        return self._now.take("labels", self._slots(rows, view=view))
+
+    def keys(self, rows: ArrayLike, view: int | ArrayLike = 0) -> Bytes:
+        """Keys of the pixels that were answered, uint8 [B, 32]; errors as in `gather`."""
+        return self.slot_keys(self._slots(rows, view=view))
+
+    def check_dataset(self, dataset: KeyedDataset, *, samples: int = 32, seed: int = 0) -> None:
+        """Raise `IdentityError` naming the first offending row unless these are the images that were answered."""
+        check_same_images(self, dataset, samples=samples, seed=seed)
+
+    def rows_and_views(self, slots: Ints) -> tuple[Ints, Ints]:
+        """Rows [B] and views [B] of slots [B] within [0, S)."""
+        return self._now.take("rows", slots), self._now.take("views", slots).astype(np.int64)
+
+    def slot_keys(self, slots: Ints) -> Bytes:
+        """Keys of slots [B] within [0, S), uint8 [B, 32]."""
+        return self._now.take("keys", slots)
+
+    def _slots(self, rows: ArrayLike, *, view: int | ArrayLike) -> Ints:
+        """Slots [B] of rows [B], every one checked."""
+        rows = self._checked_rows(rows)
+        chosen = view if isinstance(view, int) else _integers(view, what="views")
+        if not isinstance(chosen, int) and chosen.shape not in ((), rows.shape):
+            raise InputError(f"{chosen.size} views for {len(rows)} rows: give one view, or one per row")
+        wrong = np.flatnonzero((np.asarray(chosen) < 0) | (np.asarray(chosen) >= self.num_views))
+        if len(wrong):
+            first = int(np.asarray(chosen).reshape(-1)[wrong[0]])
+            raise RowRangeError(f"view {first} does not exist under {self.view_policy}: use 0 to {self.num_views - 1}")
+        slots = self._now.index.slots_of(rows, view=chosen)
+        if len(slots) and slots.min() < 0:
+            raise self._missing(rows[slots < 0], view=chosen)
+        return slots
+
+    def _checked_rows(self, rows: ArrayLike) -> Ints:
+        checked = _integers(rows, what="rows")
+        if checked.ndim != 1:
+            raise InputError(f"rows must be one-dimensional; got shape {list(checked.shape)}")
+        if len(checked) and not 0 <= checked.min() <= checked.max() < self.num_rows:
+            wrong = checked[(checked < 0) | (checked >= self.num_rows)][0]
+            raise RowRangeError(f"row {wrong} is not a row of {self.dataset.name}: use 0 to {self.num_rows - 1}")
+        return checked
+
+    def _missing(self, rows: Ints, *, view: int | Ints) -> MissingRowsError:
+        shown = ", ".join(str(row) for row in rows[:5])
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        under = f" under view {view}" if isinstance(view, int) else ""
+        return MissingRowsError(
+            f"{len(rows)} rows of {self.dataset.name} are not answered{under}: {shown}{more}; "
+            f"fill them with `teacher-server fill --cache {self._path}`, or use rows that are present",
+            rows=rows.tolist(),
+            view=view if isinstance(view, int) else None,
+        )
+
+
+def _integers(values: ArrayLike, *, what: str) -> Ints:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise InputError(f"{what} must be integers; got {array.dtype}")
+    return array.astype(np.int64, copy=False)

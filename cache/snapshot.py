@@ -1,0 +1,100 @@
+"""One cache at one moment: its arrays, what the journal adds to them, and the index over both.
+
+Shape key: B slots asked for, N rows, S slots.
+"""
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.arrays import SlotArray, open_array
+from cache.catalog import CatalogEntry
+from cache.journal import read_entries
+from cache.layout import INDEX_ARRAYS, AnyArray
+from cache.ledger_schema import connect_reader
+from cache.slot_index import SlotIndex
+from cache.tail import Tail
+from shared.errors import CorruptCacheError, InputError
+
+Ints = NDArray[np.int64]
+
+
+class Snapshot:
+    """Folded slots, then journalled ones."""
+
+    def __init__(self, entry: CatalogEntry, *, folded: int | None, tail: Tail | None) -> None:
+        """``folded``: the ledger's mark where it is known; shapes may lag behind it, never run ahead."""
+        specs = (*entry.specs, *INDEX_ARRAYS)
+        opened = {spec.name: open_array(entry.folder / spec.name, slots=folded) for spec in specs}
+        for spec in specs:
+            found = opened[spec.name][0]
+            if found.shape != spec.shape or found.numpy_dtype != spec.numpy_dtype:
+                raise CorruptCacheError(
+                    f"{entry.folder / spec.name} holds {found.dtype} {list(found.shape)} per slot, "
+                    f"not {spec.dtype} {list(spec.shape)}: restore it from a copy of the cache"
+                )
+        self.specs = {spec.name: spec for spec in specs}
+        # A fold lifts the shapes one after another: what all arrays hold is what is there.
+        self.folded = min(slots for _, slots, _ in opened.values())
+        self._arrays: dict[str, SlotArray] = {name: array for name, (_, _, array) in opened.items()}
+        self._tail = tail if tail is not None and tail.end > self.folded else None
+        self.slots = self.folded if self._tail is None else self._tail.end
+        self.index = SlotIndex(num_rows=entry.dataset.rows)
+        rows, views = self.column("rows"), self.column("views")
+        if len(rows) and entry.dataset.rows and not 0 <= rows.min() <= rows.max() < entry.dataset.rows:
+            raise CorruptCacheError(f"{entry.folder} holds rows that {entry.dataset.name} does not have: restore it")
+        self.index.extend(rows, views, first_slot=0)
+
+    def column(self, name: str) -> Ints:
+        """All slots of an index array of integers, int64 [S]."""
+        values = self._arrays[name].head(self.folded).astype(np.int64)
+        if self._tail is None:
+            return values
+        late = self._tail.values(name, first=self.folded, end=self._tail.end)
+        return np.concatenate([values, late.astype(np.int64)])
+
+    def take(self, name: str, slots: Ints) -> AnyArray:
+        """Slots [B] of one array in the stored dtype."""
+        spec = self.specs[name]
+        values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype)
+        if self._tail is None:
+            self._arrays[name].take(slots, out=values)
+            return values
+        late = slots >= self.folded
+        early = np.empty((int(np.count_nonzero(~late)), *spec.shape), dtype=spec.numpy_dtype)
+        self._arrays[name].take(slots[~late], out=early)
+        values[~late] = early
+        values[late] = self._tail.take(name, slots[late])
+        return values
+
+
+def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool) -> Snapshot:
+    """What is committed now; ``journal`` adds what is not folded yet, from the ledger in the cache's folder."""
+    if not journal:
+        return Snapshot(entry, folded=None, tail=None)
+    folded, tail = _read_journal(path, entry=entry)
+    return Snapshot(entry, folded=folded, tail=tail)
+
+
+def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:
+    try:
+        database = connect_reader(path)
+    except sqlite3.Error as error:
+        raise InputError(f"{path} has no readable ledger ({error}): open it with journal=False") from error
+    try:
+        # One transaction: mark and journal are of the same moment.
+        database.execute("BEGIN")
+        found = database.execute(
+            "SELECT id, folded FROM caches WHERE teacher = ? AND dataset = ?", (entry.teacher.id, entry.dataset.name)
+        ).fetchone()
+        if found is None:
+            raise CorruptCacheError(f"the ledger of {path} does not list {entry.dataset.name}: restore it from a copy")
+        number, folded = found
+        entries = read_entries(database, cache=number)
+    finally:
+        database.close()
+    tail = Tail(entry.specs, start=folded)
+    tail.append(entries)
+    return folded, tail

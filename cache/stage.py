@@ -1,0 +1,141 @@
+"""What one transaction is about to add: decided first, then written, then made real in memory.
+
+Shape key: B answers, A answer bytes of one slot.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+
+from cache.batch import AnswerBatch
+from cache.handle import CacheHandle, Place, kind_of, place_from
+from cache.journal import insert_entries
+from cache.layout import Bytes
+from cache.ledger import Ledger
+from cache.opening import Teachers
+from cache.tail import Entry
+
+Kind = frozenset[tuple[str, str]]
+
+
+class Stage:
+    """New slots of any caches; what a stage has decided, its later items see."""
+
+    def __init__(self, teachers: Teachers) -> None:
+        self.calls: dict[tuple[str, int], int] = {}
+        """Committed calls per (run, cache)."""
+        self._teachers = teachers
+        self._entries: dict[int, list[Entry]] = {}
+        self._slots: dict[tuple[int, int, int], int] = {}
+        self._keys: dict[tuple[str, Kind, bytes], int] = {}
+        self._aliases: dict[int, int] = {}
+        self._charges: dict[str, list[int]] = {}
+
+    def add_batch(self, batch: AnswerBatch, answers: Bytes) -> list[Place]:
+        """Stage a batch with its packed answers [B, A]; places of its items, then of its aliases."""
+        places = []
+        calls = 0
+        for at, (row, view, label) in enumerate(zip(batch.rows, batch.views, batch.labels, strict=True)):
+            entry = Entry(-1, int(row), int(view), int(label), batch.keys[at].tobytes(), answers[at].tobytes())
+            known = self._find(batch.cache, entry.key)
+            # An answer committed meanwhile wins; ours was an attempt that nobody needed.
+            place = self._add(batch.cache, entry=entry, known=known)
+            places.append(place)
+            calls += known is None
+        for row, view, label, at in batch.aliases:
+            places.append(self._add_copy(batch.cache, row=row, view=view, label=label, place=places[at]))
+        if batch.run is not None:
+            self._charge(batch.run, places)
+            if batch.reservation is not None:
+                owner = (batch.reservation.run, batch.cache.index)
+                self.calls[owner] = self.calls.get(owner, 0) + calls
+        return places
+
+    def add_alias(self, cache: CacheHandle, *, run: str, item: tuple[int, int, int, Place]) -> Place:
+        """Stage a slot of its own for (row, view, label) with the bytes of ``place``."""
+        row, view, label, place = item
+        alias = self._add_copy(cache, row=row, view=view, label=label, place=place)
+        self._charge(run, [alias])
+        return alias
+
+    def write(self, database: sqlite3.Connection, *, ledger: Ledger) -> None:
+        """Within a transaction: write everything."""
+        for cache, entries in self._entries.items():
+            insert_entries(database, cache=cache, entries=entries)
+        database.executemany("INSERT INTO aliases VALUES (?, ?)", self._aliases.items())
+        ledger.write_calls(self.calls)
+        for run, places in self._charges.items():
+            ledger.charges.stage(run, places)
+
+    def apply(self) -> list[CacheHandle]:
+        """The transaction is durable: make it real in memory. Returns the caches that grew."""
+        handles = [self._teachers.handle(cache) for cache in self._entries]
+        for handle in handles:
+            handle.append(self._entries[handle.index])
+        for number, canonical in self._aliases.items():
+            place = place_from(number)
+            self._teachers.handle(place.cache).aliases[place.slot] = canonical
+        for (teacher_id, kind, key), number in self._keys.items():
+            self._teachers.add_key(teacher_id, kind=kind, key=key, number=number)
+        return handles
+
+    def _find(self, cache: CacheHandle, key: bytes) -> int | None:
+        staged = self._keys.get((cache.teacher.id, kind_of(cache.outputs), key))
+        return self._teachers.find(cache.teacher.id, key, outputs=cache.outputs) if staged is None else staged
+
+    def _slot_of(self, cache: CacheHandle, *, row: int, view: int) -> int | None:
+        staged = self._slots.get((cache.index, row, view))
+        return cache.slot_of(row, view) if staged is None else staged
+
+    def _add(self, cache: CacheHandle, *, entry: Entry, known: int | None) -> Place:
+        if entry.row < 0 and known is not None:
+            return place_from(known)
+        if entry.row >= 0 and (slot := self._slot_of(cache, row=entry.row, view=entry.view)) is not None:
+            return Place(cache.index, slot)
+        if known is not None:
+            entry = entry._replace(answers=self._answers(place_from(known), cache=cache))
+        place = self._append(cache, entry=entry)
+        if known is None:
+            self._keys[cache.teacher.id, kind_of(cache.outputs), entry.key] = place.number
+        else:
+            self._aliases[place.number] = known
+        return place
+
+    def _add_copy(self, cache: CacheHandle, *, row: int, view: int, label: int, place: Place) -> Place:
+        if (slot := self._slot_of(cache, row=row, view=view)) is not None:
+            return Place(cache.index, slot)
+        key = self._entry_key(place)
+        entry = Entry(-1, row, view, label, key, self._answers(place, cache=cache))
+        alias = self._append(cache, entry=entry)
+        self._aliases[alias.number] = self._canonical(place)
+        return alias
+
+    def _append(self, cache: CacheHandle, *, entry: Entry) -> Place:
+        entries = self._entries.setdefault(cache.index, [])
+        slot = cache.num_slots + len(entries)
+        # An upload's row is its arrival order.
+        row = slot if entry.row < 0 else entry.row
+        entries.append(entry._replace(slot=slot, row=row))
+        self._slots[cache.index, row, entry.view] = slot
+        return Place(cache.index, slot)
+
+    def _staged(self, place: Place) -> Entry | None:
+        before = self._teachers.handle(place.cache).num_slots
+        return self._entries[place.cache][place.slot - before] if place.slot >= before else None
+
+    def _answers(self, place: Place, *, cache: CacheHandle) -> bytes:
+        """Bytes of an answer in the outputs of ``cache``; staged ones always have the same outputs."""
+        staged = self._staged(place)
+        return self._teachers.handle(place.cache).answers(place.slot, cache.specs) if staged is None else staged.answers
+
+    def _entry_key(self, place: Place) -> bytes:
+        staged = self._staged(place)
+        return self._teachers.handle(place.cache).key(place.slot) if staged is None else staged.key
+
+    def _canonical(self, place: Place) -> int:
+        staged = self._aliases.get(place.number)
+        if staged is not None:
+            return staged
+        return self._teachers.handle(place.cache).canonical(place.slot)
+
+    def _charge(self, run: str, places: Sequence[Place]) -> None:
+        self._charges.setdefault(run, []).extend(self._canonical(place) for place in places)

@@ -1,0 +1,337 @@
+"""The one process that writes a cache: finds answers, reserves calls, commits answers, folds them into Zarr.
+
+Shape key: B answers of one batch.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.batch import AnswerBatch, pack_answers
+from cache.handle import CacheHandle, Place, place_from
+from cache.housekeeping import Housekeeping
+from cache.info import describe_cache
+from cache.layout import BLOCK_SLOTS, AnyArray, Bytes
+from cache.ledger import Ledger
+from cache.lock import WriterLock
+from cache.opening import Teachers, prepare_folder
+from cache.publish import publish_ledger
+from cache.stage import Stage
+from shared.descriptions import DatasetDescription, TeacherDescription
+from shared.errors import BudgetExhaustedError, DiskFullError, InputError
+
+__all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 30.0
+"""Seconds without a commit after which the tail is folded."""
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Reservation:
+    """Calls that are counted as attempts and not settled yet."""
+
+    run: str
+    cache: CacheHandle
+    calls: int
+    left: int
+    """Calls that were neither committed, failed nor released."""
+
+
+class CacheWriter:
+    """All methods may be called from any thread; only one process at a time may write a cache."""
+
+    def __init__(self, path: Path, *, lock: WriterLock) -> None:
+        """Use `open`."""
+        self.path = path
+        self._file_lock = lock
+        self._lock = RLock()
+        self._ledger = Ledger(path)
+        self._teachers = Teachers(path, ledger=self._ledger, lock=self._lock)
+        self._reserved = 0
+        self._closed = False
+        self._last_commit = monotonic()
+        self._teachers.recover()
+        self._housekeeping = Housekeeping(self._tidy)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open the cache in the folder ``path``, creating it if absent, and recover what a crash left.
+
+        Raises `CacheLockedError` where another process writes, `InputError` for another format or a folder that holds
+        something else, `CorruptCacheError`.
+        """
+        path = Path(path)
+        prepare_folder(path)
+        lock = WriterLock(path)
+        try:
+            return cls(path, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fold the tail, write the last counts, let the next process write."""
+        self._housekeeping.stop()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self.fold()
+                publish_ledger(self.path, ledger=self._ledger)
+            except DiskFullError as error:
+                # Everything is in the journal; the next writer folds it.
+                log.warning("not folded: %s", error)
+            finally:
+                self._ledger.close()
+                self._file_lock.release()
+
+    def open_cache(
+        self, teacher: TeacherDescription, dataset: DatasetDescription, outputs: Mapping[str, str] | None = None
+    ) -> CacheHandle:
+        """The cache of this teacher and data set, created if absent with ``outputs`` {name: dtype}.
+
+        Raises `IdentityError` where the name belongs to another data set, `InputError` for other outputs than it has.
+        """
+        with self._lock:
+            return self._teachers.open_cache(teacher, dataset, outputs=outputs)
+
+    # Reading
+
+    def find(self, teacher_id: str, key: bytes, *, cache: CacheHandle | None = None) -> Place | None:
+        """The first committed answer of a teacher to these pixels, in any of its data sets.
+
+        With ``cache``, only an answer that has all of its outputs in its dtypes.
+        """
+        with self._lock:
+            number = self._teachers.find(teacher_id, key, outputs=None if cache is None else cache.outputs)
+            return None if number is None else place_from(number)
+
+    def read(self, places: Sequence[Place], names: Sequence[str]) -> dict[str, AnyArray]:
+        """Outputs of committed answers, arrays [B, ...] in the stored dtype, folded or not."""
+        with self._lock:
+            return {name: self._read_one(places, name) for name in names}
+
+    def _read_one(self, places: Sequence[Place], name: str) -> AnyArray:
+        numbers = np.array(places, dtype=np.int64).reshape(-1, 2)
+        caches = np.unique(numbers[:, 0])
+        if len(caches) == 1:
+            return self._teachers.handle(int(caches[0])).take(name, numbers[:, 1])
+        if not len(caches):
+            raise InputError("no places to read")
+        parts = [(numbers[:, 0] == cache, self._teachers.handle(int(cache))) for cache in caches]
+        taken = [(chosen, handle.take(name, numbers[chosen, 1])) for chosen, handle in parts]
+        values = np.empty((len(places), *taken[0][1].shape[1:]), dtype=taken[0][1].dtype)
+        for chosen, part in taken:
+            values[chosen] = part
+        return values
+
+    # Paying
+
+    def reserve(self, *, run: str, cache: CacheHandle, calls: int) -> Reservation:
+        """Durably count ``calls`` attempts, all or none; raises `BudgetExhaustedError`, `UnknownNameError`."""
+        (outcome,) = self.reserve_all([(run, cache, calls)])
+        if isinstance(outcome, BudgetExhaustedError):
+            raise outcome
+        return outcome
+
+    def reserve_all(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | BudgetExhaustedError]:
+        """`reserve` for several (run, cache, calls) in one transaction; errors stand in the place of their request."""
+        for _, _, calls in requests:
+            if calls < 0:
+                raise InputError(f"cannot reserve {calls} calls")
+        with self._lock:
+            outcomes = self._ledger.reserve([(run, cache.index, calls) for run, cache, calls in requests])
+            results: list[Reservation | BudgetExhaustedError] = []
+            for (run, cache, calls), error in zip(requests, outcomes, strict=True):
+                if error is None:
+                    self._reserved += calls
+                    results.append(Reservation(run=run, cache=cache, calls=calls, left=calls))
+                else:
+                    results.append(error)
+            return results
+
+    def release(self, reservation: Reservation, *, calls: int) -> None:
+        """Give back calls whose forward never started."""
+        with self._lock:
+            self._take(reservation, calls)
+            self._ledger.give_back(reservation.run, cache=reservation.cache.index, calls=calls)
+
+    def fail(self, reservation: Reservation, *, calls: int) -> None:
+        """Settle calls whose forward started and brought no answer: they stay attempts."""
+        with self._lock:
+            self._take(reservation, calls)
+
+    def _take(self, reservation: Reservation, calls: int) -> None:
+        if not 0 <= calls <= reservation.left:
+            raise InputError(f"{calls} calls cannot be settled: {reservation.left} of {reservation.calls} are open")
+        reservation.left -= calls
+        self._reserved -= calls
+
+    # Keeping
+
+    def commit(
+        self,
+        cache: CacheHandle,
+        *,
+        run: str,
+        reservation: Reservation,
+        keys: Bytes,
+        rows: Sequence[int] | NDArray[np.int64],
+        views: Sequence[int] | NDArray[np.int64],
+        labels: Sequence[int] | NDArray[np.int64],
+        outputs: Mapping[str, AnyArray],
+        aliases: Sequence[tuple[int, int, int, int]] = (),
+    ) -> list[Place]:
+        """Keep answers [B] durably and settle their calls; see `AnswerBatch` for the arguments. One transaction.
+
+        Returns the place of every item, then of every alias. Raises `AnswerError` for an answer that must not be
+        kept and `DiskFullError`; nothing is kept then, and the calls are still reserved.
+        """
+        batch = AnswerBatch(
+            cache=cache,
+            run=run,
+            reservation=reservation,
+            keys=keys,
+            rows=rows,
+            views=views,
+            labels=labels,
+            outputs=outputs,
+            aliases=aliases,
+        )
+        return self.commit_all([batch])[0]
+
+    def commit_all(self, batches: Sequence[AnswerBatch]) -> list[list[Place]]:
+        """`commit` for several batches, of any runs and caches, in one transaction."""
+        packed = [pack_answers(batch) for batch in batches]
+        with self._lock:
+            stage = Stage(self._teachers)
+            places = [stage.add_batch(batch, answers) for batch, answers in zip(batches, packed, strict=True)]
+            for batch in batches:
+                if batch.reservation is not None and len(batch.keys) > batch.reservation.left:
+                    raise InputError(f"{len(batch.keys)} answers, but only {batch.reservation.left} calls reserved")
+            self._write(stage)
+            for batch in batches:
+                if batch.reservation is not None:
+                    self._take(batch.reservation, len(batch.keys))
+            return places
+
+    def adopt(
+        self,
+        cache: CacheHandle,
+        *,
+        keys: Bytes,
+        rows: Sequence[int] | NDArray[np.int64],
+        views: Sequence[int] | NDArray[np.int64],
+        labels: Sequence[int] | NDArray[np.int64],
+        outputs: Mapping[str, AnyArray],
+    ) -> list[Place]:
+        """Keep answers that another server paid for: like `commit`, but counting no calls and charging nobody."""
+        batch = AnswerBatch(
+            cache=cache, run=None, reservation=None, keys=keys, rows=rows, views=views, labels=labels, outputs=outputs
+        )
+        return self.commit_all([batch])[0]
+
+    def alias(self, cache: CacheHandle, *, run: str, items: Sequence[tuple[int, int, int, Place]]) -> list[Place]:
+        """Slots of their own, with the same bytes and 0 calls, for (row, view, label, place of the same pixels)."""
+        with self._lock:
+            self._ledger.check_run(run)
+            stage = Stage(self._teachers)
+            places = [stage.add_alias(cache, run=run, item=item) for item in items]
+            self._write(stage)
+            return places
+
+    def _write(self, stage: Stage) -> None:
+        """Make a stage durable, then real."""
+        self._last_commit = monotonic()
+        with self._ledger.transaction() as database:
+            stage.write(database, ledger=self._ledger)
+        self._ledger.apply_calls(stage.calls)
+        for handle in stage.apply():
+            self._fold_whole_blocks(handle)
+
+    def note_hits(self, *, run: str, cache: CacheHandle, places: Sequence[Place], joined: int = 0) -> None:
+        """Count answers a run got without a call of its own, ``joined`` of them while they were being computed.
+
+        Charges what the run had not consumed yet. Durable with the next transaction, at the latest a second later.
+        """
+        with self._lock:
+            self._ledger.check_run(run)
+            self._ledger.note_hits(run, cache=cache.index, hits=len(places) - joined, joined=joined)
+            self._ledger.charges.note(run, self._teachers.canonical(places))
+
+    # Folding
+
+    def fold(self, cache: CacheHandle | None = None) -> None:
+        """Move all committed answers into Zarr, of one cache or of all; raises `DiskFullError`, nothing is lost."""
+        with self._lock:
+            for handle in self._teachers.load_all() if cache is None else [cache]:
+                while handle.folded < handle.num_slots:
+                    self._teachers.fold_block(handle)
+                self._teachers.publish(handle)
+
+    def _fold_whole_blocks(self, handle: CacheHandle) -> None:
+        try:
+            while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
+                self._teachers.fold_block(handle)
+                self._teachers.publish(handle)
+        except DiskFullError as error:
+            # The answers are durable in the journal: the caller's commit stands, and the next one tries again.
+            log.warning("not folded: %s", error)
+
+    def _tidy(self) -> None:
+        """Every second: write hits; after a quiet minute: fold the tail."""
+        with self._lock:
+            if self._closed:
+                return
+            self._ledger.flush()
+            if monotonic() - self._last_commit > IDLE_S:
+                self._last_commit = monotonic()
+                if any(handle.folded < handle.num_slots for handle in self._teachers.loaded()):
+                    self.fold()
+
+    # Runs and budgets
+
+    def ensure_run(self, name: str, budget: int | None = None) -> None:
+        """Create a run; one that exists keeps its counts, and its budget unless another is given."""
+        with self._lock:
+            self._ledger.ensure_run(name, budget=budget)
+
+    def set_budget(self, run: str, budget: int | None) -> None:
+        """Bound the attempts of a run for ever; raises `BudgetConflictError` below what it made already."""
+        with self._lock:
+            self._ledger.set_budget(run, budget)
+
+    def set_total_budget(self, budget: int | None) -> None:
+        """Bound the attempts of all runs together; raises `BudgetConflictError` below what was made already."""
+        with self._lock:
+            self._ledger.set_total_budget(budget)
+
+    def ledger_counts(self) -> dict[str, Any]:
+        """What ``GET /v1/ledger`` answers."""
+        with self._lock:
+            return {**self._ledger.describe(), "reserved": self._reserved}
+
+    def info(self) -> dict[str, Any]:
+        """What ``logit-cache info --json`` prints."""
+        with self._lock:
+            self._ledger.flush()
+        return describe_cache(self.path)
