@@ -241,7 +241,7 @@ def test_one_pixel_is_an_image() -> None:
 
 
 def test_an_image_with_too_little_data_is_refused_in_our_words() -> None:
-    with pytest.raises(BadImageError, match="^the PNG is damaged or truncated: it cannot be decoded$") as raised:
+    with pytest.raises(BadImageError, match=r"^the PNG is damaged or truncated: it cannot be decoded$") as raised:
         decode_image(png(4, 4, data=b"\0\x01\x02\x03"))
     assert raised.value.__suppress_context__
 
