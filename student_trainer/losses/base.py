@@ -139,6 +139,9 @@ class DistillLoss(nn.Module):
     def start(self, *, seed: int) -> None:
         """Called once before training; a loss that draws at random draws from ``seed``."""
 
+    def check_head(self, head: nn.Module) -> None:
+        """Called before training where `finishes`: InputError where `finish` could not work on ``head``."""
+
     def finish(self, head: nn.Module, batch: DistillBatch) -> None:
         """Called once after training where `finishes`: may change ``head``, the student's last layer, in place.
 

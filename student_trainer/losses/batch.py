@@ -43,7 +43,7 @@ class DistillBatch:
     """What the teacher says once for all samples, by name."""
 
     def select(self, positions: Tensor) -> "DistillBatch":
-        """The samples at ``positions`` (int64 or bool), every field alike; not for mixed batches, which have partners."""
+        """The samples at ``positions`` (int64 or bool), every field alike; a mixed batch cannot be cut."""
         if self.mix is not None:
             raise ValueError("a mixed batch cannot be cut: its partners are positions")
         changed: dict[str, object] = {}

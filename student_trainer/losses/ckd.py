@@ -4,7 +4,7 @@ Shape key: B batch, C classes, P comparisons, G samples of a comparison (pos + n
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,12 +151,16 @@ class CKD(DistillLoss):
         scores_BB = torch.rand(batch_size, batch_size, generator=generator)
         return scores_BB.topk(self.pos + self.neg, dim=1).indices
 
+    def check_head(self, head: nn.Module) -> None:
+        """Calibration needs a bias."""
+        if not isinstance(getattr(head, "bias", None), Tensor):
+            raise InputError(f"ckd: offset=calibrate needs a last layer with a bias; {type(head).__name__} has none")
+
     @torch.no_grad()
     def finish(self, head: nn.Module, batch: DistillBatch) -> None:
         """Add the mean of target minus student, [C], to the head's bias; InputError where it has none."""
-        bias = getattr(head, "bias", None)
-        if not isinstance(bias, Tensor):
-            raise InputError(f"ckd: offset=calibrate needs a last layer with a bias; {type(head).__name__} has none")
+        self.check_head(head)
+        bias = cast(Tensor, head.bias)
         student_BC, teacher_BC, onehot_BC = self._sides(batch)
         target_BC = (self.w_cls * onehot_BC + self.w_rel * teacher_BC) / (self.w_cls + self.w_rel)
         bias += (target_BC.double() - student_BC.double()).mean(dim=0).to(bias)

@@ -1,0 +1,149 @@
+"""Cached teacher answers for your own training loop, around any map-style data set of (image, label).
+
+    reader = CacheReader.open("CACHE", dataset="cifar100/train")
+    dataset = CachedTeacherDataset(my_dataset, reader=reader, transform=to_tensor)
+    for batch in CachedTeacherLoader(dataset, batch_size=64, shuffle=True, num_workers=2):
+        loss = build_loss("kl")(batch.distill(model(batch.images)))
+
+Images are loaded by the workers; answers are gathered in the main process, one gather per batch.
+Shape key: B batch, C classes, D feature width, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cache.reader import CacheReader
+from shared.errors import InputError, MissingRowsError
+from shared.views import check_view, render
+from student_trainer.losses.batch import DistillBatch
+from student_trainer.order import TEACHER_VIEWS, drawn_views
+
+Item = tuple[Any, int, int, int]
+"""(image, label, row, view)."""
+
+
+class MapStyle(Protocol):
+    """What any map-style data set offers."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """(image, label) of a row."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+
+class CachedTeacherDataset(Dataset[Item]):
+    """``(image, label, row, view)`` of the rows that a cache has answers for.
+
+    With ``views`` other than (0,) one is drawn per row and epoch (see `set_epoch`) and cut from the image, which must
+    then be uint8 [H, W, 3] or a PIL image; view 0 leaves the image as it is. ``transform`` comes last, and should add
+    no randomness of its own: the student would see other pixels than the teacher.
+    """
+
+    def __init__(
+        self,
+        dataset: MapStyle,
+        *,
+        reader: CacheReader,
+        rows: Sequence[int] | NDArray[np.int64] | None = None,
+        views: Sequence[int] = (0,),
+        transform: Callable[[Any], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if len(dataset) != reader.num_rows:
+            raise InputError(
+                f"the data set has {len(dataset)} rows and the cache's {reader.dataset.name} has {reader.num_rows};"
+                " wrap the whole data set, and choose with rows="
+            )
+        self._policy = reader.dataset.view_policy
+        self._views = tuple(check_view(view, policy=self._policy) for view in views)
+        present = np.logical_and.reduce([reader.present(view) for view in self._views])
+        self.rows = np.flatnonzero(present) if rows is None else np.asarray(rows, dtype=np.int64)
+        """int64 [N]: the row of each item."""
+        absent = self.rows[~present[self.rows]]
+        if len(absent):
+            raise MissingRowsError(
+                f"row {absent[0]} (and {len(absent) - 1} more) of {reader.dataset.name} has no answer; fill it with"
+                " `teacher-server fill`, or leave rows= out to use those that have one",
+                rows=absent.tolist(),
+            )
+        self.reader = reader
+        self._dataset = dataset
+        self._transform = transform
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw each row's view for this epoch. Workers that outlive an epoch (persistent_workers) do not see it."""
+        count = len(self.rows)
+        self._drawn = drawn_views(self._views, count=count, seed=self._seed, epoch=epoch, purpose=TEACHER_VIEWS)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        row, view = int(self.rows[index]), int(self._drawn[index])
+        image, label = self._dataset[row]
+        if view != 0:
+            image = render(np.asarray(image), view=view, policy=self._policy)
+        return (image if self._transform is None else self._transform(image)), int(label), row, view
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        # Workers load images only; the answers are gathered in the main process.
+        return {**self.__dict__, "reader": None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TeacherBatch:
+    """One batch of a `CachedTeacherLoader`."""
+
+    images: Any
+    """The images as collated, usually a Tensor [B, ...]."""
+    labels: Tensor
+    """int64 [B]."""
+    rows: Tensor
+    """int64 [B]."""
+    views: Tensor
+    """int64 [B]."""
+    teacher: Mapping[str, Tensor]
+    """The teacher's outputs by name, [B, ...], in the cache's dtype."""
+
+    def distill(self, student_logits: Tensor, *, student_features: Tensor | None = None) -> DistillBatch:
+        """What a loss is given, on the device of the student's logits."""
+        device = student_logits.device
+        return DistillBatch(
+            student_logits=student_logits,
+            student_features=student_features,
+            labels=self.labels.to(device, non_blocking=True),
+            rows=self.rows,
+            views=self.views,
+            **{f"teacher_{name}": value.to(device, non_blocking=True) for name, value in self.teacher.items()},  # type: ignore[arg-type]
+        )
+
+
+class CachedTeacherLoader:
+    """A DataLoader over a `CachedTeacherDataset` that adds the teacher's answers to every batch.
+
+    ``options`` are those of `torch.utils.data.DataLoader`: batch_size, shuffle, num_workers, generator, ...
+    """
+
+    def __init__(self, dataset: CachedTeacherDataset, *, outputs: Sequence[str] = ("logits",), **options: Any) -> None:
+        self._dataset = dataset
+        self._outputs = tuple(outputs)
+        self._loader: DataLoader[Item] = DataLoader(dataset, **options)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[TeacherBatch]:
+        for images, labels, rows, views in self._loader:
+            arrays = self._dataset.reader.gather(rows.numpy(), view=views.numpy(), outputs=self._outputs)
+            teacher = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            yield TeacherBatch(images=images, labels=labels, rows=rows, views=views, teacher=teacher)

@@ -1,0 +1,121 @@
+"""Where student and teacher meet: the batch that a loss is given, and what a loss does to a trained student.
+
+Shape key: B batch, N training rows, C classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shared.models.features import find_head
+from student_trainer.evaluate import Forward, logits_of
+from student_trainer.job import Job
+from student_trainer.losses.batch import DistillBatch
+
+ANSWERS_AT_ONCE = 512
+"""Rows per request for answers outside the steps."""
+
+
+def distill_batch(
+    job: Job, logits_BC: Tensor, labels_B: Tensor, *, positions: NDArray[np.int64], views: NDArray[np.int64]
+) -> DistillBatch | None:
+    """The batch as the loss sees it: its answered rows, where the loss needs a teacher; None if they are too few."""
+    given: dict[str, Tensor] = {}
+    if job.uses_teacher:
+        answered_B = job.selection.answered[positions]
+        if not answered_B.all():
+            if answered_B.sum() < job.objective.loss.min_rows:
+                return None
+            keep = torch.from_numpy(np.flatnonzero(answered_B)).to(job.device)
+            logits_BC, labels_B = logits_BC[keep], labels_B[keep]
+            positions, views = positions[answered_B], views[answered_B]
+        given = teacher_answers(job, positions, views=views)
+    return DistillBatch(
+        student_logits=logits_BC,
+        labels=labels_B,
+        rows=torch.from_numpy(job.selection.train[positions]),
+        views=torch.from_numpy(views),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def teacher_answers(job: Job, positions: NDArray[np.int64], *, views: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Fields of a batch that hold the teacher's answers, [B, ...] on the device."""
+    if job.targets is None:
+        return {}
+    rows_B = job.selection.train[positions]
+
+    def pixels() -> Sequence[NDArray[np.uint8]]:
+        if job.config.image_size is not None:  # the device holds the student's size, the teacher sees the data set's
+            return [
+                job.train_set.rendered(row, view) for row, view in zip(rows_B.tolist(), views.tolist(), strict=True)
+            ]
+        return list(job.train_images.pixels(torch.from_numpy(positions).to(job.device), views).cpu().numpy())
+
+    answers = job.targets.gather(rows_B, views, pixels=pixels)
+    return {need: answers[output] for need, output in job.objective.outputs.items()}
+
+
+class Finisher:
+    """What the loss does to the student's last layer after training: nothing for most losses."""
+
+    def __init__(self, job: Job, *, forward: Forward) -> None:
+        self._job = job
+        self._forward = forward
+        self._loss = job.objective.loss
+        self._head = self._checked_head() if self._loss.finishes else None
+        self._given: dict[str, Tensor] | None = None
+
+    def apply(self) -> None:
+        """Finish the student as it is now. The answers it needs were paid for in training."""
+        if self._head is None:
+            return
+        job = self._job
+        positions = np.flatnonzero(job.selection.answered)
+        on_device = torch.from_numpy(positions).to(job.device)
+        batch = DistillBatch(
+            student_logits=self._student_logits()[on_device],
+            labels=job.train_images.labels[on_device],
+            **self._answers(positions),  # type: ignore[arg-type]
+        )
+        self._loss.finish(self._head, batch)
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Finish the student within the block, to judge it as it will be used, and undo it after."""
+        if self._head is None:
+            yield
+            return
+        before = {name: value.clone() for name, value in self._head.state_dict().items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            self._head.load_state_dict(before)
+
+    def _view(self) -> int:
+        return self._job.teacher_views[0]
+
+    def _student_logits(self) -> Tensor:
+        view = self._view() if self._job.student_views == "same" else 0
+        return logits_of(self._forward, self._job.student, self._job.train_images, view=view)
+
+    def _answers(self, positions: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Answers to the first view for all answered rows; asked for once and kept."""
+        if self._given is None:
+            starts = range(0, len(positions), ANSWERS_AT_ONCE)
+            parts = [positions[start : start + ANSWERS_AT_ONCE] for start in starts]
+            answers = [teacher_answers(self._job, part, views=np.full(len(part), self._view())) for part in parts]
+            self._given = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+        return self._given
+
+    def _checked_head(self) -> nn.Module:
+        """The student's last layer, refused before training where the loss could not finish it."""
+        student = self._job.student
+        head = student.get_submodule(find_head(student, image_size=self._job.train_images.image_shape).name)
+        self._loss.check_head(head)
+        return head

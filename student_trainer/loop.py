@@ -1,0 +1,235 @@
+"""The training loop: epochs of steps, validation, checkpoints; one function, `train`.
+
+Shape key: B batch, N training rows, C classes.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import SGD
+
+from shared.errors import InputError
+from student_trainer.config import TrainConfig
+from student_trainer.distilling import Finisher, distill_batch
+from student_trainer.evaluate import accuracy_metric, accuracy_of
+from student_trainer.job import Job, all_views, prepare
+from student_trainer.loss_watch import LossWatch
+from student_trainer.order import STUDENT_VIEWS, TEACHER_VIEWS, TORCH, derived_seed, drawn_views, epoch_batches
+from student_trainer.progress import EpochMetrics, ProgressView, Quiet
+from student_trainer.results import RunResult, conclude, write_record
+from student_trainer.run_folder import RunFolder
+from student_trainer.schedule import learning_rate
+from student_trainer.state import TrainState
+from student_trainer.tensorboard import EpochLog
+
+__all__ = ["RunResult", "TrainConfig", "train"]
+
+FABRIC_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def train(config: TrainConfig, *, progress: ProgressView | None = None) -> RunResult:
+    """Train one student as ``config`` says, and leave everything about it in ``config.out``.
+
+    With ``resume`` a finished run is read back, and a killed one goes on to the same bits. Shows nothing unless
+    ``progress`` is given. Changes no global state: random generators and thread counts are as before afterwards.
+    """
+    view = progress or Quiet()
+    folder = RunFolder(config.out)
+    folder.check_free(resume=config.resume)
+    fabric = _fabric(config)
+    with _own_torch_state(config, device=fabric.device):
+        job = prepare(config, device=fabric.device, progress=view)
+        try:
+            if fabric.is_global_zero:
+                write_record(folder, job, resume=config.resume)
+            fabric.launch()
+            finished = folder.load_results()
+            return (
+                RunResult(**finished) if finished else _Training(job, fabric=fabric, folder=folder, progress=view).run()
+            )
+        finally:
+            view.end()
+            job.close()
+
+
+def _fabric(config: TrainConfig) -> Fabric:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device; use --device cpu or auto")
+    accelerator = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    if accelerator == "cuda" and config.devices > torch.cuda.device_count():
+        raise InputError(f"--devices {config.devices}: torch finds {torch.cuda.device_count()}")
+    strategy = "ddp" if config.devices > 1 else "auto"
+    precision = FABRIC_PRECISION[config.precision]
+    return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _own_torch_state(config: TrainConfig, *, device: torch.device) -> Iterator[None]:
+    """Give the caller's random generators and thread count back afterwards."""
+    threads = torch.get_num_threads()
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Training:
+    """One training in progress."""
+
+    def __init__(self, job: Job, *, fabric: Fabric, folder: RunFolder, progress: ProgressView) -> None:
+        self._job = job
+        self._config = job.config
+        self._fabric = fabric
+        self._folder = folder
+        self._progress = progress
+        # Convolutions are faster with channels last, on CPU and GPU; images come that way.
+        job.student.to(memory_format=torch.channels_last)
+        optimizer = SGD(
+            job.student.parameters(),
+            lr=job.config.lr,
+            momentum=job.config.momentum,
+            nesterov=job.config.nesterov,
+            weight_decay=job.config.weight_decay,
+            fused=True,
+        )
+        self._model, self._optimizer = fabric.setup(job.student, optimizer)
+        self._loss = job.objective.loss.to(job.device)
+        self._watch = LossWatch(job.device)
+        self._accuracy = accuracy_metric(len(job.train_set.classes), device=job.device)
+        self._finisher = Finisher(job, forward=self._model)
+        self._state = TrainState(job, optimizer=optimizer, fabric=fabric)
+        self._log = EpochLog(folder.path / "tensorboard" if job.config.tensorboard and fabric.is_global_zero else None)
+
+    def run(self) -> RunResult:
+        """All epochs that are left, then the tests."""
+        state, config = self._state, self._config
+        state.restore(self._folder)
+        if self._fabric.is_global_zero:
+            self._folder.keep_metrics(epochs=state.epoch)
+        steps = len(self._batches(epoch=0))
+        self._progress.begin(epochs=config.epochs, steps=steps, done_epochs=state.epoch)
+        while state.epoch < config.epochs:
+            metrics = self._epoch(state.epoch)
+            state.epoch_done(metrics)
+            if self._fabric.is_global_zero:
+                self._folder.append_metrics(asdict(metrics))
+                self._log.write(metrics)
+                state.save(self._folder, least_s=config.checkpoint_every_s)
+            self._progress.epoch(metrics)
+        self._log.close()
+        return conclude(
+            self._job,
+            folder=self._folder,
+            state=state,
+            finisher=self._finisher,
+            fabric=self._fabric,
+            forward=self._model,
+        )
+
+    def _batches(self, *, epoch: int) -> list[NDArray[np.int64]]:
+        config, world = self._config, self._fabric.world_size
+        return epoch_batches(
+            count=len(self._job.selection.train),
+            batch=config.batch,
+            least=self._job.objective.least_batch * world,
+            seed=config.seed,
+            epoch=epoch,
+        )
+
+    def _epoch(self, epoch: int) -> EpochMetrics:
+        config, fabric = self._config, self._fabric
+        teacher_views, student_views = self._views(epoch)
+        batches = self._batches(epoch=epoch)
+        # A student with dropout draws from torch's own generator: seeded by epoch, so that resuming changes nothing.
+        torch.manual_seed(derived_seed(config.seed, purpose=TORCH, epoch=epoch))
+        self._job.student.train()
+        self._accuracy.reset()
+        total = 0.0
+        began_s = time.perf_counter()
+        for step, batch in enumerate(batches):
+            self._optimizer.param_groups[0]["lr"] = learning_rate(config, epoch=epoch + step / len(batches))
+            own = np.array_split(batch, fabric.world_size)[fabric.global_rank]
+            where = f"epoch {epoch + 1}, step {step + 1}, lr {self._optimizer.param_groups[0]['lr']:g}"
+            loss = self._step(own, teacher_views=teacher_views[own], student_views=student_views[own], where=where)
+            total += loss * len(own)
+            self._progress.step(images=len(batch), loss=loss)
+        seconds = time.perf_counter() - began_s
+        count = len(self._job.selection.train)
+        self._state.note_epoch(seconds=seconds, teacher_views=teacher_views)
+        if fabric.world_size > 1:
+            total = float(fabric.all_reduce(torch.tensor(total, device=self._job.device), reduce_op="sum"))  # type: ignore[arg-type]
+        return EpochMetrics(
+            epoch=epoch + 1,
+            loss=total / count,
+            train_accuracy=float(self._accuracy.compute()),
+            val_accuracy=self._validate(),
+            lr=self._optimizer.param_groups[0]["lr"],
+            images_per_second=count / seconds,
+            teacher_calls=self._job.targets.teacher_calls if self._job.targets is not None else 0,
+        )
+
+    def _validate(self) -> float | None:
+        """Accuracy on the held-out rows as the finished student would have it; None where there are none."""
+        if self._job.val_images is None:
+            return None
+        with self._finisher.tried():
+            return accuracy_of(self._model, self._job.student, self._job.val_images)
+
+    def _views(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(teacher's, student's) view of every training row in this epoch, int64 [N]."""
+        job = self._job
+        draw = {"count": len(job.selection.train), "seed": self._config.seed, "epoch": epoch}
+        teacher_N = drawn_views(job.teacher_views, purpose=TEACHER_VIEWS, **draw)
+        if job.student_views == "same":
+            return teacher_N, teacher_N
+        if job.student_views == "fresh":
+            return teacher_N, drawn_views(all_views(job.train_set), purpose=STUDENT_VIEWS, **draw)
+        return teacher_N, np.zeros_like(teacher_N)
+
+    def _step(
+        self,
+        positions: NDArray[np.int64],
+        *,
+        teacher_views: NDArray[np.int64],
+        student_views: NDArray[np.int64],
+        where: str,
+    ) -> float:
+        """One optimizer step on the rows at ``positions`` [B]; returns the loss. DivergedError before a bad one."""
+        images = self._job.train_images
+        on_device = torch.from_numpy(positions).to(self._job.device, non_blocking=True)
+        logits_BC = self._model(images.batch(on_device, student_views))
+        labels_B = images.labels[on_device]
+        loss = self._total(logits_BC, labels_B, positions=positions, teacher_views=teacher_views)
+        self._watch.put(loss)
+        self._optimizer.zero_grad()
+        self._fabric.backward(loss)
+        self._accuracy.update(logits_BC.detach(), labels_B)
+        value = self._watch.take(where=where)
+        self._optimizer.step()
+        return value
+
+    def _total(
+        self, logits_BC: Tensor, labels_B: Tensor, *, positions: NDArray[np.int64], teacher_views: NDArray[np.int64]
+    ) -> Tensor:
+        """``ce_weight * CE + kd_weight * loss``; rows without an answer count in the first term only."""
+        objective = self._job.objective
+        total = torch.zeros((), device=self._job.device)
+        if objective.ce_weight > 0:
+            total = total + objective.ce_weight * functional.cross_entropy(logits_BC.float(), labels_B)
+        if objective.kd_weight > 0:
+            batch = distill_batch(self._job, logits_BC, labels_B, positions=positions, views=teacher_views)
+            if batch is not None:
+                total = total + objective.kd_weight * self._loss(batch)
+        return total

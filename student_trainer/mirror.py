@@ -1,0 +1,174 @@
+"""A local cache of what a teacher server answered: every row is asked for once, then training needs no server.
+
+Shape key: B rows of a request.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.reader import CacheReader
+from cache.writer import CacheHandle, CacheWriter
+from shared.client import TeacherClient
+from shared.datasets.base import ImageDataset
+from shared.descriptions import TeacherDescription
+from shared.errors import IdentityError, InputError, UnknownNameError
+from student_trainer.config import TrainConfig
+from student_trainer.progress import ProgressView
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_FETCH = 1024
+"""Rows between two commits of the local cache."""
+WELCOME_OUTPUTS = ("logits", "features")
+"""Kept where the server has them, so that the next loss needs no request."""
+
+
+def mirror_path(config: TrainConfig) -> Path:
+    """Folder of the local cache."""
+    return config.mirror or config.out / "cache"
+
+
+def fetch_missing(
+    config: TrainConfig,
+    *,
+    dataset: ImageDataset,
+    rows: NDArray[np.int64],
+    views: Sequence[int],
+    outputs: Sequence[str],
+    progress: ProgressView,
+) -> None:
+    """Ask the server for the rows and views that the local cache lacks; makes no request where it lacks none.
+
+    Raises IdentityError where the server's data set or teacher is another one.
+    """
+    path = mirror_path(config)
+    requests = list(_requests(path, config, dataset=dataset, rows=rows, views=views))
+    total = sum(len(rows_B) for _, rows_B in requests)
+    if not requests:
+        logger.info("all %d rows are in %s: no request", len(rows), path)
+        return
+    done = teacher_calls = 0
+    with TeacherClient(str(config.cache), api_key=_api_key(config.api_key_file)) as client:
+        inventory = client.cache()
+        teacher = _expected_teacher(inventory, expected=config.expect_teacher)
+        check_served(inventory, dataset=dataset)
+        wanted = sorted(set(outputs) | _served_outputs(inventory, teacher=teacher, dataset=dataset))
+        with closing(CacheWriter.open(path)) as writer:
+            for view, rows_B in requests:
+                answers = client.logits(dataset.name, rows_B, view=view, outputs=wanted, run=config.run_name)
+                _check_answering(answers.teacher, teacher=teacher)
+                dtypes = {name: str(array.dtype) for name, array in answers.outputs.items()}
+                handle = writer.open_cache(teacher, dataset.description, dtypes)
+                _keep(writer, handle, dataset=dataset, rows_B=rows_B, view=view, outputs=answers.outputs)
+                done, teacher_calls = done + len(rows_B), teacher_calls + answers.teacher_calls
+                progress.fetch(done=done, total=total, teacher_calls=teacher_calls)
+
+
+def _requests(
+    path: Path, config: TrainConfig, *, dataset: ImageDataset, rows: NDArray[np.int64], views: Sequence[int]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(view, rows [B]) of each request that is still to be made."""
+    for view in views:
+        lacking = _lacking(path, config, dataset=dataset, rows=rows, view=view)
+        for start in range(0, len(lacking), ROWS_PER_FETCH):
+            yield view, lacking[start : start + ROWS_PER_FETCH]
+
+
+def _lacking(
+    path: Path, config: TrainConfig, *, dataset: ImageDataset, rows: NDArray[np.int64], view: int
+) -> NDArray[np.int64]:
+    """The rows that the local cache has no answer for; all of them where there is no such cache."""
+    if not path.exists():
+        return rows
+    try:
+        reader = CacheReader.open(path, teacher=config.expect_teacher, dataset=dataset.name)
+    except (UnknownNameError, IdentityError):  # another data set or teacher lies there; one more has room beside it
+        return rows
+    try:
+        reader.check_dataset(dataset)
+        return rows[np.flatnonzero(~reader.present(view)[rows])]
+    finally:
+        reader.close()
+
+
+def _keep(
+    writer: CacheWriter,
+    handle: CacheHandle,
+    *,
+    dataset: ImageDataset,
+    rows_B: NDArray[np.int64],
+    view: int,
+    outputs: dict[str, NDArray[Any]],
+) -> None:
+    keys = dataset.keys[rows_B] if view == 0 else _keys_of(dataset, rows_B, view=view)
+    writer.adopt(
+        handle,
+        keys=keys,
+        rows=rows_B,
+        views=np.full(len(rows_B), view, dtype=np.int64),
+        labels=dataset.labels[rows_B],
+        outputs=outputs,
+    )
+
+
+def _keys_of(dataset: ImageDataset, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+    joined = b"".join(dataset.key_of(row, view) for row in rows_B.tolist())
+    return np.frombuffer(joined, dtype=np.uint8).reshape(len(rows_B), -1)
+
+
+def _expected_teacher(inventory: dict[str, Any], *, expected: str | None) -> TeacherDescription:
+    found = [TeacherDescription(**entry["description"]) for entry in inventory["teachers"]]
+    matching = [teacher for teacher in found if expected is None or teacher.id.startswith(expected)]
+    if len(matching) != 1:
+        named = ", ".join(teacher.id for teacher in found)
+        raise IdentityError(
+            f"the server's teacher is {named}, not {expected}; ask another server or change --expect-teacher"
+        )
+    return matching[0]
+
+
+def check_served(inventory: dict[str, Any], *, dataset: ImageDataset) -> None:
+    """Raise where the server has no data set of this name, or one with other images, labels or classes."""
+    served = {entry["name"]: entry for entry in inventory["datasets"]}
+    entry = served.get(dataset.name)
+    if entry is None:
+        named = ", ".join(served) or "none"
+        raise UnknownNameError(f"the server has no data set {dataset.name}; it serves {named}")
+    if entry["fingerprint"] != dataset.fingerprint:
+        raise IdentityError(
+            f"the server's {dataset.name} ({entry['rows']} rows, {len(entry['classes'])} classes) is not the local one"
+            f" ({dataset.num_rows} rows, {len(dataset.classes)} classes): images, labels or class names differ;"
+            " give both the same files"
+        )
+
+
+def _served_outputs(inventory: dict[str, Any], *, teacher: TeacherDescription, dataset: ImageDataset) -> set[str]:
+    for entry in inventory["caches"]:
+        if entry["teacher"] == teacher.id and entry["dataset"] == dataset.name:
+            return set(entry["outputs"]) & set(WELCOME_OUTPUTS)
+    return set()
+
+
+def _check_answering(answering: str, *, teacher: TeacherDescription) -> None:
+    if answering != teacher.id:
+        raise IdentityError(f"the server's teacher changed from {teacher.id} to {answering} while rows were fetched")
+
+
+def _api_key(path: Path | None) -> str | None:
+    """The first key of a key file."""
+    if path is None:
+        return None
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read the API key file {path}: {error}") from error
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise InputError(f"the API key file {path} holds no key; one key per line")
+    return keys[0]

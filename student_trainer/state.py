@@ -1,0 +1,111 @@
+"""What a training knows at the end of an epoch, and how it is kept for `--resume`."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from student_trainer.job import Job
+from student_trainer.progress import EpochMetrics
+from student_trainer.run_folder import RunFolder
+
+Weights = dict[str, Tensor]
+
+
+class TrainState:
+    """Progress of one training. Random numbers are not part of it: they follow from the seed and the epoch."""
+
+    def __init__(self, job: Job, *, optimizer: Optimizer, fabric: Fabric) -> None:
+        self._job = job
+        self._optimizer = optimizer
+        self._precision = fabric.strategy.precision
+        self._saved_s = time.monotonic()
+        self.epoch = 0
+        """Epochs done."""
+        self.best_val: float | None = None
+        """Best validation accuracy, 0 to 1."""
+        self.best_epoch: int | None = None
+        """Epoch (from 1) that reached it first."""
+        self.best: Weights | None = None
+        """The student's weights then, on the CPU."""
+        self.seconds: list[float] = []
+        """Training time of each epoch, validation left out."""
+        self.consumed = np.zeros((len(job.selection.train), len(job.teacher_views)), dtype=np.bool_)
+        """Which answers were used, bool [N, views]."""
+
+    def note_epoch(self, *, seconds: float, teacher_views: NDArray[np.int64]) -> None:
+        """Account for an epoch's time and for the answers it used."""
+        self.seconds.append(seconds)
+        if self._job.uses_teacher:
+            order = np.argsort(self._job.teacher_views)
+            columns_N = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], teacher_views)]
+            answered = np.flatnonzero(self._job.selection.answered)
+            self.consumed[answered, columns_N[answered]] = True
+
+    def epoch_done(self, metrics: EpochMetrics) -> None:
+        """Move on; remember the weights if none were better on the held-out rows."""
+        self.epoch = metrics.epoch
+        if metrics.val_accuracy is not None and (self.best_val is None or metrics.val_accuracy > self.best_val):
+            self.best_val, self.best_epoch = metrics.val_accuracy, metrics.epoch
+            self.best = {name: value.cpu().clone() for name, value in self._job.student.state_dict().items()}
+
+    def save(self, folder: RunFolder, *, least_s: float) -> None:
+        """Keep the state, unless the one before is younger than ``least_s``."""
+        if time.monotonic() - self._saved_s < least_s:
+            return
+        job = self._job
+        folder.save_state(
+            {
+                "epoch": self.epoch,
+                "best_val": self.best_val,
+                "best_epoch": self.best_epoch,
+                "best": self.best,
+                "seconds": self.seconds,
+                "consumed": torch.from_numpy(self.consumed),
+                "teacher_calls": job.targets.teacher_calls if job.targets is not None else 0,
+                "student": job.student.state_dict(),
+                "loss": job.objective.loss.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "precision": self._precision.state_dict(),
+            }
+        )
+        self._saved_s = time.monotonic()
+
+    def restore(self, folder: RunFolder) -> None:
+        """Go on from the last state kept, if there is one."""
+        saved: dict[str, Any] | None = folder.load_state()
+        if saved is None:
+            return
+        job = self._job
+        self.epoch = saved["epoch"]
+        self.best_val, self.best_epoch, self.best = saved["best_val"], saved["best_epoch"], saved["best"]
+        self.seconds = list(saved["seconds"])
+        self.consumed = saved["consumed"].numpy().copy()
+        if job.targets is not None:
+            job.targets.teacher_calls = saved["teacher_calls"]
+        job.student.load_state_dict(saved["student"])
+        job.objective.loss.load_state_dict(saved["loss"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self._precision.load_state_dict(saved["precision"])
+
+    def charged(self) -> int:
+        """Distinct teacher answers used: rows with the same pixels share one."""
+        targets = self._job.targets
+        if targets is None or not self.consumed.any():
+            return 0
+        keys = [
+            targets.keys(self._job.selection.train[self.consumed[:, column]], view=view)
+            for column, view in enumerate(self._job.teacher_views)
+            if self.consumed[:, column].any()
+        ]
+        return len(np.unique(np.concatenate(keys), axis=0))
+
+    def images_per_second(self) -> float:
+        """Training images per second; the first epoch warms up and is left out where there are more."""
+        timed = self.seconds[1:] or self.seconds
+        return len(timed) * len(self._job.selection.train) / sum(timed)

@@ -1,0 +1,192 @@
+"""Where a training's teacher answers come from: a cache, or (for comparison) the teacher itself at every step.
+
+Shape key: B batch, C classes, D feature width, H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cache.reader import CacheReader
+from shared.answers import check_answers
+from shared.datasets.base import ImageDataset
+from shared.descriptions import TeacherDescription
+from shared.errors import IdentityError, InputError, OutputNotCachedError
+from shared.teacher import Teacher, load_teacher
+from student_trainer.config import TrainConfig
+from student_trainer.mirror import mirror_path
+
+CACHE_DTYPE = np.float16
+"""What a cache stores by default, and so what an online teacher's answers are rounded to."""
+
+
+class Targets(Protocol):
+    """Teacher answers for the rows of one data set."""
+
+    description: TeacherDescription
+    """Whose answers they are."""
+    teacher_calls: int
+    """Images through the teacher's forward pass that this training caused so far."""
+
+    def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
+        """Which rows have an answer for every one of ``views``, bool [B]."""
+
+    def gather(
+        self,
+        rows_B: NDArray[np.int64],
+        views_B: NDArray[np.int64],
+        *,
+        pixels: Callable[[], Sequence[NDArray[np.uint8]]],
+    ) -> dict[str, Tensor]:
+        """Outputs [B, ...] by name, on the device; ``pixels`` gives the views, each uint8 [H, W, 3]."""
+
+    def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+        """Keys of the answers, uint8 [B, 32]: equal keys are one answer."""
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+
+
+class CacheTargets:
+    """Answers of a cache folder: no teacher, no server, no calls."""
+
+    teacher_calls = 0
+
+    def __init__(self, reader: CacheReader, *, outputs: Sequence[str], device: torch.device) -> None:
+        lacking = [name for name in outputs if name not in reader.outputs]
+        if lacking:
+            raise OutputNotCachedError(
+                f"the cache holds {', '.join(reader.outputs)}, and the loss needs {', '.join(lacking)}; fill a new"
+                f" cache with --outputs {','.join([*reader.outputs, *lacking])}"
+            )
+        self.description = reader.teacher
+        self._reader = reader
+        self._outputs = tuple(outputs)
+        self._device = device
+
+    def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
+        """Which rows have an answer for every one of ``views``, bool [B]."""
+        present_B = np.ones(len(rows_B), dtype=np.bool_)
+        for view in views:
+            present_B &= self._reader.present(view)[rows_B]
+        return present_B
+
+    def gather(
+        self,
+        rows_B: NDArray[np.int64],
+        views_B: NDArray[np.int64],
+        *,
+        pixels: Callable[[], Sequence[NDArray[np.uint8]]],
+    ) -> dict[str, Tensor]:
+        """Outputs [B, ...] by name in the cache's dtype, on the device."""
+        arrays = self._reader.gather(rows_B, view=views_B, outputs=self._outputs)
+        return {name: torch.from_numpy(array).to(self._device, non_blocking=True) for name, array in arrays.items()}
+
+    def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+        """Keys of the answers, uint8 [B, 32]."""
+        return self._reader.keys(rows_B, view=view)
+
+    def close(self) -> None:
+        """Close the reader."""
+        self._reader.close()
+
+
+class OnlineTargets:
+    """The teacher in the loop, as distillation is usually run: every image of every step is a call."""
+
+    def __init__(
+        self, teacher: Teacher, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
+    ) -> None:
+        self.description = teacher.description
+        self.teacher_calls = 0
+        self._teacher = teacher
+        self._dataset = dataset
+        self._outputs = tuple(outputs)
+        self._device = device
+
+    def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
+        """All of them."""
+        return np.ones(len(rows_B), dtype=np.bool_)
+
+    def gather(
+        self,
+        rows_B: NDArray[np.int64],
+        views_B: NDArray[np.int64],
+        *,
+        pixels: Callable[[], Sequence[NDArray[np.uint8]]],
+    ) -> dict[str, Tensor]:
+        """Run the teacher on the batch; answers are checked, counted, and rounded to the cache's dtype."""
+        answers = self._teacher.answer(pixels())
+        self.teacher_calls += len(rows_B)
+        names = [f"row {row} of {self._dataset.name}" for row in rows_B.tolist()]
+        check_answers(answers, description=self.description, names=names)
+        rounded = {name: answers[name].astype(CACHE_DTYPE) for name in self._outputs}
+        return {name: torch.from_numpy(array).to(self._device) for name, array in rounded.items()}
+
+    def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+        """Keys of the pixels, uint8 [B, 32]."""
+        if view == 0:
+            return self._dataset.keys[rows_B].copy()
+        joined = b"".join(self._dataset.key_of(row, view) for row in rows_B.tolist())
+        return np.frombuffer(joined, dtype=np.uint8).reshape(len(rows_B), -1)
+
+    def close(self) -> None:
+        """Let the teacher go."""
+        self._teacher.close()
+
+
+def open_cache_targets(
+    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
+) -> CacheTargets:
+    """Open the cache, or the mirror of a server, and hold it to the teacher expected and to this data set.
+
+    Raises IdentityError for another data set (even one with as many rows) or another teacher.
+    """
+    path = mirror_path(config) if config.from_server else str(config.cache)
+    reader = CacheReader.open(path, teacher=config.expect_teacher, dataset=dataset.name)
+    try:
+        reader.check_dataset(dataset)
+        check_classes(reader.teacher, dataset=dataset)
+        return CacheTargets(reader, outputs=outputs, device=device)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def open_online_targets(
+    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
+) -> OnlineTargets:
+    """Load the teacher into this process."""
+    teacher = load_teacher(
+        str(config.teacher),
+        weights=config.weights,
+        classes=len(dataset.classes),
+        normalisation=dataset.normalisation,
+        device=device.type,
+    )
+    try:
+        check_expected(teacher.description, expected=config.expect_teacher)
+        check_classes(teacher.description, dataset=dataset)
+    except BaseException:
+        teacher.close()
+        raise
+    return OnlineTargets(teacher, dataset=dataset, outputs=outputs, device=device)
+
+
+def check_expected(teacher: TeacherDescription, *, expected: str | None) -> None:
+    """Raise IdentityError where the teacher is not the one that the user named."""
+    if expected is not None and not teacher.id.startswith(expected):
+        raise IdentityError(f"the teacher is {teacher.id}, not {expected}; change --teacher or --expect-teacher")
+
+
+def check_classes(teacher: TeacherDescription, *, dataset: ImageDataset) -> None:
+    """Raise InputError where teacher and data set differ in their number of classes."""
+    if teacher.classes != len(dataset.classes):
+        raise InputError(
+            f"teacher {teacher.id} has {teacher.classes} classes and {dataset.name} has {len(dataset.classes)};"
+            " use a teacher of the data set's classes"
+        )
