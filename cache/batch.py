@@ -5,19 +5,17 @@ Shape key: B answers, A answer bytes of one slot.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.handle import CacheHandle
 from cache.layout import AnyArray, ArraySpec, Bytes
+from cache.reservation import Reservation
 from cache.slot_index import VIEW_SHIFT
 from shared.errors import AnswerError, InputError, OutputNotCachedError, RowRangeError
 from shared.identity import KEY_BYTES
-
-if TYPE_CHECKING:
-    from cache.writer import Reservation
 
 MAX_ABS = 65504.0
 """Largest finite float16; larger answers are refused in every dtype, so that a cache can be converted."""
@@ -30,7 +28,7 @@ class AnswerBatch:
     cache: CacheHandle
     run: str | None
     """Who is charged; None: nobody."""
-    reservation: "Reservation | None"
+    reservation: Reservation | None
     """Pays one call per item; None: no calls are counted."""
     keys: Bytes
     """Keys of the pixels, uint8 [B, 32]."""

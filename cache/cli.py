@@ -36,7 +36,8 @@ def info(path: CachePath = Path(), as_json: AsJson = False) -> None:
         f"{path}: {_size(described['bytes'])}, {described['teacher_calls']} teacher calls"
         f" ({described['attempts']} attempts), format {described['format']}"
     )
-    console.print(_caches_table(described["caches"]))
+    for entry in described["caches"]:
+        console.print(_cache_table(entry))
     console.print(_runs_table(described["budgets"]))
 
 
@@ -60,21 +61,17 @@ def fold(path: CachePath) -> None:
         writer.fold()
 
 
-def _caches_table(caches: list[dict[str, Any]]) -> Table:
-    table = Table("teacher", "data set", "rows", "answers", "folded", "views", "outputs", "calls", "size")
-    for entry in caches:
-        outputs = ", ".join(f"{name} {output['shape']} {output['dtype']}" for name, output in entry["outputs"].items())
-        table.add_row(
-            entry["teacher"],
-            entry["dataset"],
-            str(entry["rows"]),
-            str(entry["slots"]),
-            str(entry["folded"]),
-            _views(entry["present"], rows=entry["rows"]),
-            outputs,
-            str(entry["teacher_calls"]),
-            _size(entry["bytes"]),
-        )
+def _cache_table(entry: dict[str, Any]) -> Table:
+    """One cache, one property per line: teacher ids are long, terminals are narrow."""
+    table = Table(show_header=False, title=f"{entry['teacher']}  {entry['dataset']}", title_justify="left")
+    present, rows = entry["present"], entry["rows"]
+    outputs = [f"{name} {output['dtype']} {output['shape']}" for name, output in entry["outputs"].items()]
+    table.add_row("answers", f"{entry['slots']} ({entry['folded']} of them in Zarr)")
+    table.add_row("rows", str(rows))
+    table.add_row("views", f"{_views(present, rows=rows)} (policy {entry['view_policy']})")
+    table.add_row("outputs", ", ".join(outputs))
+    table.add_row("teacher calls", f"{entry['teacher_calls']} ({entry['attempts']} attempts)")
+    table.add_row("size", _size(entry["bytes"]))
     return table
 
 
@@ -94,14 +91,10 @@ def _views(present: dict[str, int], *, rows: int) -> str:
 
 
 def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes} B"
 
 
 def main() -> None:

@@ -100,11 +100,6 @@ class CacheHandle:
             mask[self._slots.rows_of(view)] = True
             return mask
 
-    def present_counts(self) -> dict[int, int]:
-        """Rows answered per view."""
-        with self._lock:
-            return self._slots.counts()
-
     # What follows is for the writer, under its lock.
 
     def map_whole_blocks(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from cache.charges import Charges
 from cache.layout import LEDGER
 from cache.ledger_schema import connect_writer, sqlite_errors
-from shared.errors import BudgetConflictError, BudgetExhaustedError, UnknownNameError
+from shared.errors import BudgetConflictError, BudgetExhaustedError, TeachonceError, UnknownNameError
 from shared.identity import check_name
 
 DEFAULT_RUN = "default"
@@ -108,8 +108,7 @@ class Ledger:
     def check_run(self, name: str) -> None:
         """Raise `UnknownNameError` for a run that nobody created."""
         if name not in self._budgets:
-            known = ", ".join(sorted(self._budgets)[:20])
-            raise UnknownNameError(f"unknown run {name[:80]!r}; known: {known}; create it first")
+            raise self._unknown_run(name)
 
     def remaining(self, run: str) -> int | None:
         """Attempts that a run may still make, None where nothing bounds it."""
@@ -125,13 +124,12 @@ class Ledger:
 
     # Counts
 
-    def reserve(self, requests: Iterable[tuple[str, int, int]]) -> list[BudgetExhaustedError | None]:
-        """Durably count attempts for each (run, cache, calls) whose budget covers all of its calls."""
+    def reserve(self, requests: Iterable[tuple[str, int, int]]) -> list[TeachonceError | None]:
+        """Durably count attempts for each (run, cache, calls) whose run exists and can afford all of its calls."""
         granted: dict[tuple[str, int], int] = {}
-        outcomes: list[BudgetExhaustedError | None] = []
+        outcomes: list[TeachonceError | None] = []
         for run, cache, calls in requests:
-            self.check_run(run)
-            outcome = self._over_budget(run, calls=calls, granted=granted)
+            outcome = self._refusal(run, calls=calls, granted=granted)
             if outcome is None:
                 granted[run, cache] = granted.get((run, cache), 0) + calls
             outcomes.append(outcome)
@@ -201,10 +199,10 @@ class Ledger:
             "runs": {name: self.describe_run(name) for name in sorted(self._budgets)},
         }
 
-    def _over_budget(
-        self, run: str, *, calls: int, granted: Mapping[tuple[str, int], int]
-    ) -> BudgetExhaustedError | None:
+    def _refusal(self, run: str, *, calls: int, granted: Mapping[tuple[str, int], int]) -> TeachonceError | None:
         """The error of a request that some budget does not cover after what was granted just now."""
+        if run not in self._budgets:
+            return self._unknown_run(run)
         own = sum(number for (name, _), number in granted.items() if name == run)
         for budget, made, what, remedy in (
             (self._budgets[run], self.run_counts(run).attempts + own, f"run {run}", "raise its budget"),
@@ -218,6 +216,10 @@ class Ledger:
                 )
                 return BudgetExhaustedError(message, needed=calls, remaining=left)
         return None
+
+    def _unknown_run(self, name: str) -> UnknownNameError:
+        known = ", ".join(sorted(self._budgets)[:20])
+        return UnknownNameError(f"unknown run {name[:80]!r}; known: {known}; create it first")
 
     def _count(self, run: str, cache: int, column: str, number: int) -> None:
         self.database.execute("INSERT OR IGNORE INTO counts (run, cache) VALUES (?, ?)", (run, cache))

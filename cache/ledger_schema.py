@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cache.atomic_file import sync_folder
 from cache.layout import FORMAT, LEDGER
 from shared.errors import CorruptCacheError, DiskFullError, InputError, TeachonceError
 
@@ -50,6 +51,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
             database.execute("COMMIT")
         check_format(database, path=path)
+        sync_folder(path)
     return database
 
 
@@ -59,14 +61,9 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     Raises `sqlite3.OperationalError` where that cannot be done, such as a write-ahead log on a read-only volume.
     """
     ledger = path / LEDGER
-    uri = f"{ledger.resolve().as_uri()}?mode=ro"
-    if not ledger.with_name(LEDGER + "-wal").exists():
-        try:
-            return _open_reader(uri, path=path)
-        except sqlite3.OperationalError:
-            # A read-only volume: nobody can write there, so the file may be read as it is.
-            return _open_reader(uri + "&immutable=1", path=path)
-    return _open_reader(uri, path=path)
+    # Without a write-ahead log nobody writes, and SQLite is kept from creating one: the folder may be read-only.
+    mode = "ro" if ledger.with_name(LEDGER + "-wal").exists() else "ro&immutable=1"
+    return _open_reader(f"{ledger.resolve().as_uri()}?mode={mode}", path=path)
 
 
 def _open_reader(uri: str, *, path: Path) -> sqlite3.Connection:

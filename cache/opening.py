@@ -111,6 +111,15 @@ class Teachers:
                 return number
         return None
 
+    def find_parts(self, teacher_id: str, key: bytes, *, outputs: Mapping[str, str]) -> dict[str, int]:
+        """For a key that no cache answers in full: which place first gave which of these outputs."""
+        kinds = self._keys.get(teacher_id, {})
+        wanted = kind_of(outputs)
+        if not kinds.keys() - {wanted}:
+            return {}
+        parts = {kind: number for kind, index in kinds.items() if (number := index.get(key)) is not None}
+        return {name: number for kind, number in parts.items() for name, _ in kind & wanted}
+
     def add_key(self, teacher_id: str, *, kind: Kind, key: bytes, number: int) -> None:
         """A key was answered for the first time."""
         self._keys[teacher_id].setdefault(kind, KeyIndex()).add(key, number)
@@ -125,13 +134,7 @@ class Teachers:
 
     def publish(self, handle: CacheHandle) -> None:
         """Bring the Zarr documents up to the ledger."""
-        publish(
-            self._path,
-            record=self._records[handle.index],
-            folded=handle.folded,
-            ledger=self._ledger,
-            present=handle.present_counts(),
-        )
+        publish(self._path, record=self._records[handle.index], folded=handle.folded, ledger=self._ledger)
 
     def _create(
         self, teacher: TeacherDescription, dataset: DatasetDescription, *, outputs: Mapping[str, str] | None

@@ -13,14 +13,14 @@ from cache.records import CacheRecord, outputs_json
 from cache.zarr_documents import write_array, write_group
 
 
-def publish(path: Path, *, record: CacheRecord, folded: int, ledger: Ledger, present: dict[int, int]) -> None:
+def publish(path: Path, *, record: CacheRecord, folded: int, ledger: Ledger) -> None:
     """Write every document of a cache; those that say the same already are left alone."""
     folder = record.folder(path)
     make_folders(folder)
     for spec in (*record.specs, *INDEX_ARRAYS):
         make_folders(folder / spec.name)
         write_array(folder / spec.name, spec=spec, slots=folded)
-    write_group(folder, attributes=dataset_attributes(record, folded=folded, ledger=ledger, present=present))
+    write_group(folder, attributes=dataset_attributes(record, folded=folded, ledger=ledger))
     write_group(folder.parent, attributes={})
     write_group(folder.parent.parent, attributes={"format": FORMAT, **record.teacher.attributes()})
     publish_ledger(path, ledger=ledger)
@@ -31,8 +31,8 @@ def publish_ledger(path: Path, *, ledger: Ledger) -> None:
     write_group(path / DATA, attributes={"format": FORMAT, "ledger": ledger.describe()})
 
 
-def dataset_attributes(record: CacheRecord, *, folded: int, ledger: Ledger, present: dict[int, int]) -> dict[str, Any]:
-    """Attributes of a cache's group; ``present`` counts rows per view."""
+def dataset_attributes(record: CacheRecord, *, folded: int, ledger: Ledger) -> dict[str, Any]:
+    """Attributes of a cache's group."""
     name, _, split = record.dataset.name.partition("/")
     counts = ledger.cache_counts(record.id)
     return {
@@ -43,7 +43,6 @@ def dataset_attributes(record: CacheRecord, *, folded: int, ledger: Ledger, pres
         "uploads": record.dataset.name == UPLOADS,
         "outputs": outputs_json(record.specs),
         "slots": folded,
-        "present": {str(view): count for view, count in present.items()},
         "attempts": counts.attempts,
         "teacher_calls": counts.teacher_calls,
     }

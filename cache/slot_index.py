@@ -102,11 +102,13 @@ class SlotIndex:
         return slots
 
     def _merge(self, codes: Ints, slots: NDArray[np.int32]) -> None:
-        codes = np.concatenate([self._codes, codes])
-        slots = np.concatenate([self._slots, slots])
         # np.unique gives the first of equals: the answer that was committed first.
-        self._codes, first = np.unique(codes, return_index=True)
-        self._slots = slots[first]
+        codes, first = np.unique(codes, return_index=True)
+        new = self._search(codes) < 0
+        codes, slots = codes[new], slots[first][new]
+        at = np.searchsorted(self._codes, codes)
+        self._codes = np.insert(self._codes, at, codes)
+        self._slots = np.insert(self._slots, at, slots)
 
     def _reserve(self, num_rows: int) -> None:
         self.num_rows = max(self.num_rows, num_rows)

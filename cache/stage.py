@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cache.batch import AnswerBatch
 from cache.handle import CacheHandle, Place, kind_of, place_from
 from cache.journal import insert_entries
-from cache.layout import Bytes
+from cache.layout import ArraySpec, Bytes
 from cache.ledger import Ledger
 from cache.opening import Teachers
 from cache.tail import Entry
@@ -93,6 +93,8 @@ class Stage:
             return Place(cache.index, slot)
         if known is not None:
             entry = entry._replace(answers=self._answers(place_from(known), cache=cache))
+        else:
+            entry = entry._replace(answers=self._first_said(cache, entry=entry))
         place = self._append(cache, entry=entry)
         if known is None:
             self._keys[cache.teacher.id, kind_of(cache.outputs), entry.key] = place.number
@@ -108,6 +110,19 @@ class Stage:
         alias = self._append(cache, entry=entry)
         self._aliases[alias.number] = self._canonical(place)
         return alias
+
+    def _first_said(self, cache: CacheHandle, *, entry: Entry) -> bytes:
+        """The answers of an entry, but for outputs that a cache of another kind holds: what was said first stays."""
+        said = self._teachers.find_parts(cache.teacher.id, entry.key, outputs=cache.outputs)
+        if not said:
+            return entry.answers
+        parts, at = [], 0
+        for spec in cache.specs:
+            mine = entry.answers[at : at + spec.slot_bytes]
+            number = said.get(spec.name)
+            parts.append(mine if number is None else self._answers_of(place_from(number), specs=(spec,)))
+            at += spec.slot_bytes
+        return b"".join(parts)
 
     def _append(self, cache: CacheHandle, *, entry: Entry) -> Place:
         entries = self._entries.setdefault(cache.index, [])
@@ -125,7 +140,10 @@ class Stage:
     def _answers(self, place: Place, *, cache: CacheHandle) -> bytes:
         """Bytes of an answer in the outputs of ``cache``; staged ones always have the same outputs."""
         staged = self._staged(place)
-        return self._teachers.handle(place.cache).answers(place.slot, cache.specs) if staged is None else staged.answers
+        return self._answers_of(place, specs=cache.specs) if staged is None else staged.answers
+
+    def _answers_of(self, place: Place, *, specs: tuple[ArraySpec, ...]) -> bytes:
+        return self._teachers.handle(place.cache).answers(place.slot, specs)
 
     def _entry_key(self, place: Place) -> bytes:
         staged = self._staged(place)

@@ -5,7 +5,6 @@ Shape key: B answers of one batch.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from time import monotonic
@@ -15,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.batch import AnswerBatch, pack_answers
+from cache.batch import AnswerBatch, check_rows, pack_answers
 from cache.handle import CacheHandle, Place, place_from
 from cache.housekeeping import Housekeeping
 from cache.info import describe_cache
@@ -24,9 +23,10 @@ from cache.ledger import Ledger
 from cache.lock import WriterLock
 from cache.opening import Teachers, prepare_folder
 from cache.publish import publish_ledger
+from cache.reservations import Reservation, Reservations, check_paid
 from cache.stage import Stage
 from shared.descriptions import DatasetDescription, TeacherDescription
-from shared.errors import BudgetExhaustedError, DiskFullError, InputError
+from shared.errors import DiskFullError, InputError, TeachonceError
 
 __all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
 
@@ -34,17 +34,6 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """Seconds without a commit after which the tail is folded."""
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class Reservation:
-    """Calls that are counted as attempts and not settled yet."""
-
-    run: str
-    cache: CacheHandle
-    calls: int
-    left: int
-    """Calls that were neither committed, failed nor released."""
 
 
 class CacheWriter:
@@ -56,11 +45,15 @@ class CacheWriter:
         self._file_lock = lock
         self._lock = RLock()
         self._ledger = Ledger(path)
-        self._teachers = Teachers(path, ledger=self._ledger, lock=self._lock)
-        self._reserved = 0
+        self._reservations = Reservations(self._ledger)
         self._closed = False
         self._last_commit = monotonic()
-        self._teachers.recover()
+        try:
+            self._teachers = Teachers(path, ledger=self._ledger, lock=self._lock)
+            self._teachers.recover()
+        except BaseException:
+            self._ledger.database.close()
+            raise
         self._housekeeping = Housekeeping(self._tidy)
 
     @classmethod
@@ -149,42 +142,24 @@ class CacheWriter:
     def reserve(self, *, run: str, cache: CacheHandle, calls: int) -> Reservation:
         """Durably count ``calls`` attempts, all or none; raises `BudgetExhaustedError`, `UnknownNameError`."""
         (outcome,) = self.reserve_all([(run, cache, calls)])
-        if isinstance(outcome, BudgetExhaustedError):
+        if isinstance(outcome, TeachonceError):
             raise outcome
         return outcome
 
-    def reserve_all(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | BudgetExhaustedError]:
+    def reserve_all(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | TeachonceError]:
         """`reserve` for several (run, cache, calls) in one transaction; errors stand in the place of their request."""
-        for _, _, calls in requests:
-            if calls < 0:
-                raise InputError(f"cannot reserve {calls} calls")
         with self._lock:
-            outcomes = self._ledger.reserve([(run, cache.index, calls) for run, cache, calls in requests])
-            results: list[Reservation | BudgetExhaustedError] = []
-            for (run, cache, calls), error in zip(requests, outcomes, strict=True):
-                if error is None:
-                    self._reserved += calls
-                    results.append(Reservation(run=run, cache=cache, calls=calls, left=calls))
-                else:
-                    results.append(error)
-            return results
+            return self._reservations.reserve(requests)
 
     def release(self, reservation: Reservation, *, calls: int) -> None:
         """Give back calls whose forward never started."""
         with self._lock:
-            self._take(reservation, calls)
-            self._ledger.give_back(reservation.run, cache=reservation.cache.index, calls=calls)
+            self._reservations.release(reservation, calls=calls)
 
     def fail(self, reservation: Reservation, *, calls: int) -> None:
         """Settle calls whose forward started and brought no answer: they stay attempts."""
         with self._lock:
-            self._take(reservation, calls)
-
-    def _take(self, reservation: Reservation, calls: int) -> None:
-        if not 0 <= calls <= reservation.left:
-            raise InputError(f"{calls} calls cannot be settled: {reservation.left} of {reservation.calls} are open")
-        reservation.left -= calls
-        self._reserved -= calls
+            self._reservations.settle(reservation, calls=calls)
 
     # Keeping
 
@@ -223,15 +198,15 @@ class CacheWriter:
         """`commit` for several batches, of any runs and caches, in one transaction."""
         packed = [pack_answers(batch) for batch in batches]
         with self._lock:
+            check_paid(batches)
+            for run in {batch.run for batch in batches if batch.run is not None}:
+                self._ledger.check_run(run)
             stage = Stage(self._teachers)
             places = [stage.add_batch(batch, answers) for batch, answers in zip(batches, packed, strict=True)]
-            for batch in batches:
-                if batch.reservation is not None and len(batch.keys) > batch.reservation.left:
-                    raise InputError(f"{len(batch.keys)} answers, but only {batch.reservation.left} calls reserved")
             self._write(stage)
             for batch in batches:
                 if batch.reservation is not None:
-                    self._take(batch.reservation, len(batch.keys))
+                    self._reservations.settle(batch.reservation, calls=len(batch.keys))
             return places
 
     def adopt(
@@ -252,6 +227,7 @@ class CacheWriter:
 
     def alias(self, cache: CacheHandle, *, run: str, items: Sequence[tuple[int, int, int, Place]]) -> list[Place]:
         """Slots of their own, with the same bytes and 0 calls, for (row, view, label, place of the same pixels)."""
+        check_rows(cache, rows=[row for row, *_ in items], views=[view for _, view, *_ in items])
         with self._lock:
             self._ledger.check_run(run)
             stage = Stage(self._teachers)
@@ -328,7 +304,7 @@ class CacheWriter:
     def ledger_counts(self) -> dict[str, Any]:
         """What ``GET /v1/ledger`` answers."""
         with self._lock:
-            return {**self._ledger.describe(), "reserved": self._reserved}
+            return {**self._ledger.describe(), "reserved": self._reservations.open_calls}
 
     def info(self) -> dict[str, Any]:
         """What ``logit-cache info --json`` prints."""
