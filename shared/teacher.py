@@ -5,7 +5,8 @@ Shape key: B images, C classes, D feature width, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -109,7 +110,7 @@ class TorchTeacher:
         half = self._dtype is not torch.float32
         with (
             torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
+            _without_tf32(),
             torch.autocast(self._device.type, dtype=self._dtype if half else None, enabled=half),
         ):
             logits, features = self._forward(self._normalised(batch_BHW3))
@@ -172,6 +173,23 @@ def pick_device(device: str) -> str:
     if kind == "cuda" and (not available or int(index or 0) >= torch.cuda.device_count()):
         raise InputError(f"device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """float32 arithmetic on CUDA, whatever the process has chosen for its own training."""
+    import torch  # imported by now; see TorchTeacher
+
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch adds it at run time
+    backends = (convolutions, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _describe(network: Network, *, precision: str) -> TeacherDescription:

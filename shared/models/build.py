@@ -86,7 +86,7 @@ def check_torchvision_name(name: str) -> None:
 
 def _torchvision(name: str, *, classes: int) -> nn.Module:
     # torchvision takes a second to import, and zoo networks do without.
-    import torchvision  # type: ignore[import-untyped]  # ships no type information
+    import torchvision
 
     check_torchvision_name(name)
     extra = WITHOUT_AUXILIARY_HEADS.get(name, {})

@@ -67,7 +67,7 @@ def save_checkpoint(path: Path, model: nn.Module, *, metadata: CheckpointMetadat
 
 def read_metadata(path: Path) -> CheckpointMetadata:
     """What a safetensors file says about itself; `InputError` if it cannot be read or says something malformed."""
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             strings: dict[str, str] = file.metadata() or {}
@@ -94,7 +94,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises `InputError` for a file that is neither, `IdentityError` naming the tensors for weights of another network.
     """
-    tensors = read_tensors(path)
+    fill(model, read_tensors(path), origin=str(path))
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load tensors by name into ``model``; `IdentityError` names the first that do not fit."""
     inner = _inner(model)
     wanted = inner.state_dict()
     problems = []
@@ -110,7 +114,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             problems.append(f"{what} {_first(names)}")
     if problems:
         raise IdentityError(
-            f"{path} does not hold the weights of this {type(inner).__name__}: {'; '.join(problems)}; "
+            f"{origin} does not hold the weights of this {type(inner).__name__}: {'; '.join(problems)}; "
             "name the architecture and number of classes that it was saved with"
         )
     inner.load_state_dict(tensors, strict=False)
@@ -118,7 +122,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, of a safetensors file or a state dict; never runs code from the file."""
-    _check_is_file(path)
+    check_is_file(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -152,7 +156,8 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, LogitsAndFeatures) else model
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raise `InputError` unless there is a file to load."""
     if not path.is_file():
         raise InputError(f"no weights file {path}; give a .safetensors file or a .pt/.pth state dict")
 

@@ -17,13 +17,23 @@ from torch import Tensor, nn
 from shared.errors import InputError
 from shared.identity import weights_digest
 from shared.models.build import build_model, import_timm, parse_spec, python_file
-from shared.models.checkpoint import COUNTER, CheckpointMetadata, load_weights, read_metadata, read_tensors
+from shared.models.checkpoint import (
+    COUNTER,
+    CheckpointMetadata,
+    check_is_file,
+    fill,
+    load_weights,
+    read_metadata,
+    read_tensors,
+)
 from shared.models.exported import fixed_sizes, load_exported
 from shared.models.features import TRIAL_SIZES, LogitsAndFeatures
 from shared.models.preprocessing import Preprocessing, Triple
 from shared.models.published import PublishedWeights, find_published
 from shared.models.zoo_registry import find_network
 
+OLD_DENSENET_NAME = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+"""DenseNet's published files call ``norm1`` ``norm.1``."""
 log = logging.getLogger(__name__)
 
 
@@ -122,6 +132,8 @@ def _source(kind: str, name: str, *, weights: Path | None) -> _Source:
     if weights.suffix == ".safetensors" and weights.is_file():
         return _Source(path=weights, metadata=read_metadata(weights))
     published = find_published(name, weights) if kind == "torchvision" else None
+    if published is None:
+        check_is_file(weights)
     return _Source(path=published.path if published else weights, metadata=CheckpointMetadata(), published=published)
 
 
@@ -148,11 +160,11 @@ def _fill(model: nn.Module, *, spec: str, source: _Source) -> None:
 def _load_published(model: nn.Module, *, path: Path) -> None:
     """torchvision's file without the auxiliary heads, which only training uses; checked by name as any other."""
     tensors = {
-        name: tensor
+        OLD_DENSENET_NAME.sub(r"\1\2", name): tensor
         for name, tensor in read_tensors(path).items()
         if not name.startswith(("aux1.", "aux2.", "AuxLogits."))
     }
-    model.load_state_dict(tensors, strict=True)
+    fill(model, tensors, origin=str(path))
     if hasattr(model, "transform_input"):
         # These two were ported with another normalisation, which they undo themselves.
         setattr(model, "transform_input", True)  # noqa: B010  (a plain attribute that nn.Module does not declare)
