@@ -12,7 +12,7 @@ from cache.fold import fold_block, recover_block, remove_partial_files
 from cache.handle import CacheHandle, Place, kind_of
 from cache.journal import read_entries
 from cache.key_index import KeyIndex
-from cache.layout import DATA, DEFAULT_OUTPUTS, INDEX_ARRAYS, LEDGER, LOCK, dataset_folder, output_specs
+from cache.layout import DATA, DEFAULT_OUTPUTS, INDEX_ARRAYS, LEDGER, LOCK, AnyArray, dataset_folder, output_specs
 from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS
 from cache.publish import publish, publish_ledger
@@ -127,6 +127,22 @@ class Teachers:
     def canonical(self, places: Sequence[Place]) -> list[int]:
         """Numbers of the places that first answered these places' keys."""
         return [self._handles[cache].canonical(slot) for cache, slot in places]
+
+    def take(self, places: Sequence[Place], name: str) -> AnyArray:
+        """One array at places of any caches that keep it alike, [B, ...] in the stored dtype."""
+        numbers = np.array(places, dtype=np.int64).reshape(-1, 2)
+        caches, slots = numbers[:, 0], numbers[:, 1]
+        if not len(places):
+            raise InputError("no places to read")
+        first = self._handles[int(caches[0])]
+        if (caches == first.index).all():
+            return first.take(name, slots)
+        parts = [(caches == cache, self._handles[int(cache)]) for cache in np.unique(caches)]
+        taken = [(chosen, handle.take(name, slots[chosen])) for chosen, handle in parts]
+        values = np.empty((len(places), *taken[0][1].shape[1:]), dtype=taken[0][1].dtype)
+        for chosen, part in taken:
+            values[chosen] = part
+        return values
 
     def fold_block(self, handle: CacheHandle) -> None:
         """Fold the first block that is not whole."""

@@ -4,7 +4,7 @@ Shape key: B answers of one batch.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from time import monotonic
@@ -23,10 +23,11 @@ from cache.ledger import Ledger
 from cache.lock import WriterLock
 from cache.opening import Teachers, prepare_folder
 from cache.publish import publish_ledger
-from cache.reservations import Reservation, Reservations, check_paid
+from cache.reservation import Reservation
+from cache.reservations import Reservations, check_paid
 from cache.stage import Stage
 from shared.descriptions import DatasetDescription, TeacherDescription
-from shared.errors import DiskFullError, InputError, TeachonceError
+from shared.errors import DiskFullError, TeachonceError
 
 __all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
 
@@ -121,21 +122,7 @@ class CacheWriter:
     def read(self, places: Sequence[Place], names: Sequence[str]) -> dict[str, AnyArray]:
         """Outputs of committed answers, arrays [B, ...] in the stored dtype, folded or not."""
         with self._lock:
-            return {name: self._read_one(places, name) for name in names}
-
-    def _read_one(self, places: Sequence[Place], name: str) -> AnyArray:
-        numbers = np.array(places, dtype=np.int64).reshape(-1, 2)
-        caches = np.unique(numbers[:, 0])
-        if len(caches) == 1:
-            return self._teachers.handle(int(caches[0])).take(name, numbers[:, 1])
-        if not len(caches):
-            raise InputError("no places to read")
-        parts = [(numbers[:, 0] == cache, self._teachers.handle(int(cache))) for cache in caches]
-        taken = [(chosen, handle.take(name, numbers[chosen, 1])) for chosen, handle in parts]
-        values = np.empty((len(places), *taken[0][1].shape[1:]), dtype=taken[0][1].dtype)
-        for chosen, part in taken:
-            values[chosen] = part
-        return values
+            return {name: self._teachers.take(places, name) for name in names}
 
     # Paying
 
@@ -203,10 +190,11 @@ class CacheWriter:
                 self._ledger.check_run(run)
             stage = Stage(self._teachers)
             places = [stage.add_batch(batch, answers) for batch, answers in zip(batches, packed, strict=True)]
-            self._write(stage)
+            grown = self._write(stage)
             for batch in batches:
                 if batch.reservation is not None:
                     self._reservations.settle(batch.reservation, calls=len(batch.keys))
+            self._fold_whole_blocks(grown)
             return places
 
     def adopt(
@@ -232,17 +220,16 @@ class CacheWriter:
             self._ledger.check_run(run)
             stage = Stage(self._teachers)
             places = [stage.add_alias(cache, run=run, item=item) for item in items]
-            self._write(stage)
+            self._fold_whole_blocks(self._write(stage))
             return places
 
-    def _write(self, stage: Stage) -> None:
-        """Make a stage durable, then real."""
+    def _write(self, stage: Stage) -> list[CacheHandle]:
+        """Make a stage durable, then real; returns the caches that grew."""
         self._last_commit = monotonic()
         with self._ledger.transaction() as database:
             stage.write(database, ledger=self._ledger)
         self._ledger.apply_calls(stage.calls)
-        for handle in stage.apply():
-            self._fold_whole_blocks(handle)
+        return stage.apply()
 
     def note_hits(self, *, run: str, cache: CacheHandle, places: Sequence[Place], joined: int = 0) -> None:
         """Count answers a run got without a call of its own, ``joined`` of them while they were being computed.
@@ -264,11 +251,12 @@ class CacheWriter:
                     self._teachers.fold_block(handle)
                 self._teachers.publish(handle)
 
-    def _fold_whole_blocks(self, handle: CacheHandle) -> None:
+    def _fold_whole_blocks(self, handles: Iterable[CacheHandle]) -> None:
         try:
-            while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
-                self._teachers.fold_block(handle)
-                self._teachers.publish(handle)
+            for handle in handles:
+                while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
+                    self._teachers.fold_block(handle)
+                    self._teachers.publish(handle)
         except DiskFullError as error:
             # The answers are durable in the journal: the caller's commit stands, and the next one tries again.
             log.warning("not folded: %s", error)
