@@ -291,7 +291,10 @@ def _join(parts: list[Answers]) -> Answers:
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    value: dict[str, Any] = response.json()
+    try:
+        value: dict[str, Any] = response.json()
+    except ValueError:
+        raise _stranger(response) from None
     return value
 
 
@@ -321,8 +324,14 @@ def _checked(response: httpx.Response) -> httpx.Response:
         body = response.json()
         message, code = str(body["error"]), str(body["code"])
     except (ValueError, KeyError, TypeError):
-        raise TeachonceError(f"HTTP {response.status_code} from {response.url}, not from a teacher server") from None
+        raise _stranger(response) from None
     raise _error(message, code=code, body=body)
+
+
+def _stranger(response: httpx.Response) -> TeachonceError:
+    return TeachonceError(
+        f"HTTP {response.status_code} from {response.url}, not from a teacher server; check the address"
+    )
 
 
 def _error(message: str, *, code: str, body: Mapping[str, Any]) -> TeachonceError:

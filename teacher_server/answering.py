@@ -96,7 +96,7 @@ class Answering:
     async def answer(
         self, question: Question, *, outputs: Sequence[str], run: str, timeout_s: float | None = None
     ) -> Answers:
-        """Answers to a question, paid by ``run`` where nobody has paid before; nothing is returned before it is durable.
+        """Answers to a question, paid by ``run`` where nobody has paid before; all of it durable when it returns.
 
         Raises `BudgetExhaustedError` before computing anything, `AnswerError` and `TeacherFailedError` after keeping
         what could be kept, `UnavailableError`, `DeadlineError`, and `UnknownNameError` for a run that does not exist.
@@ -153,7 +153,7 @@ class Answering:
         return Answers(outputs=arrays, cached=cached, teacher_calls=len(paid))
 
     async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], run: str) -> "Landed":
-        """One round: join what others compute, claim the rest; keys that another gave up are missing from the result."""
+        """One round: join what others compute, claim the rest; keys that another gave up are not in the result."""
         kind = kind_of(question.cache.outputs)
         joined = {key: flight for key in wanted if (flight := self._flights.get((kind, key))) is not None}
         mine = {key: index for key, index in wanted.items() if key not in joined}

@@ -60,10 +60,10 @@ def create_app(
     app.include_router(state_router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
-    app.add_exception_handler(TeachonceError, _expected)
-    app.add_exception_handler(HTTPException, _no_route)
-    app.add_exception_handler(ClientDisconnect, _left)
-    app.add_exception_handler(Exception, _our_mistake)
+    app.exception_handler(TeachonceError)(_expected)
+    app.exception_handler(HTTPException)(_no_route)
+    app.exception_handler(ClientDisconnect)(_left)
+    app.exception_handler(Exception)(_our_mistake)
     return app
 
 
@@ -71,14 +71,12 @@ async def _reference(request: Request) -> Response:
     return JsonReply(reference(request.app))
 
 
-async def _expected(request: Request, error: Exception) -> Response:
-    assert isinstance(error, TeachonceError)
+async def _expected(request: Request, error: TeachonceError) -> Response:
     log.info("request_id=%s path=%r code=%s: %s", _id(request), request.scope["path"][:200], error.code, error)
     return error_reply(error, request_id=_id(request))
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _no_route(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     message = f"{request.method} {request.scope['path'][:200]!r}: {error.detail}; GET /openapi.json lists the routes"
     return plain_error(
@@ -86,7 +84,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     )
 
 
-async def _left(request: Request, error: Exception) -> Response:
+async def _left(request: Request, error: ClientDisconnect) -> Response:
     return plain_error("the client left", code="bad_request", status=400, request_id=_id(request))
 
 

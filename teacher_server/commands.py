@@ -1,17 +1,19 @@
 """``teacher-server fill`` and ``plan``: the same options, one computes and the other only counts."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shutil import disk_usage
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle
+from cache.layout import DEFAULT_OUTPUTS, LEDGER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import BudgetExhaustedError, InputError
@@ -20,11 +22,11 @@ from shared.views import parse_views
 from teacher_server.answering import Answering
 from teacher_server.fill import FillCounts, fill
 from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
-from teacher_server.plan import FillPlan, plan_fill, slot_bytes
+from teacher_server.plan import plan_fill, slot_bytes
 from teacher_server.planning import CachedAlready
 from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
-from teacher_server.service import DEFAULT_OUTPUTS, open_cache
+from teacher_server.service import open_cache
 from teacher_server.settings import AnsweringSettings
 
 
@@ -147,36 +149,41 @@ def _check_budget(
 
 def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
     """Lines that say what the fill would cost; neither calls the teacher nor changes the cache."""
-    known = CachedAlready.open(options.cache)
-    jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER if options.cache.is_dir() else None)
+    # A folder that is no cache yet stays as it is.
+    index_dir = options.cache / INDEX_FOLDER if (options.cache / LEDGER).exists() else None
+    jobs = open_jobs(options, index_dir=index_dir)
     with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
         about = teacher.description
-        calls = size_bytes = 0
-        for job in jobs:
-            plan = plan_fill(
-                job.dataset,
-                rows=job.rows,
-                views=job.views,
-                present=lambda view, name=job.dataset.name: known.present(about.id, dataset=name, view=view),
-                is_known=lambda key: known.has_key(about.id, key=key),
-            )
-            yield _plan_line(job.dataset.name, plan=plan)
-            calls += plan.calls
-            size_bytes += plan.new_slots * slot_bytes(about, outputs=options.outputs or DEFAULT_OUTPUTS)
-    duration = (
-        f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "give --rate to see how long it takes"
-    )
-    free = shutil.disk_usage(
-        next(path for path in (options.cache.absolute(), *options.cache.absolute().parents) if path.exists())
-    ).free
+    known = CachedAlready.open(options.cache, teacher=about.id)
+    calls = size_bytes = 0
+    for job in jobs:
+        plan = plan_fill(
+            job.dataset,
+            rows=job.rows,
+            views=job.views,
+            present=partial(_present, known, job.dataset),
+            is_known=known.has_key,
+        )
+        yield (
+            f"{job.dataset.name}: {plan.answers} answers, {plan.present} cached, "
+            f"{plan.shared_pixels} with pixels answered otherwise, {plan.calls} teacher calls"
+        )
+        calls += plan.calls
+        outputs = known.outputs(job.dataset.name) or options.outputs or DEFAULT_OUTPUTS
+        size_bytes += plan.new_slots * slot_bytes(about, outputs=outputs)
+    duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "minutes unknown (give --rate)"
+    free = disk_usage(_existing(options.cache)).free
     yield f"teacher {about.id}: {calls} teacher calls, {size_bytes / 1e6:.1f} MB, {duration}, {free / 1e9:.1f} GB free"
     remaining = known.remaining(options.run, budget=options.budget)
     if remaining is not None:
-        yield f"run {options.run}: {remaining} calls remain, {'enough' if remaining >= calls else 'NOT enough'}"
+        verdict = "enough" if remaining >= calls else f"{calls - remaining} short"
+        yield f"run {options.run}: {remaining} calls remain, {verdict}"
 
 
-def _plan_line(name: str, *, plan: FillPlan) -> str:
-    return (
-        f"{name}: {plan.answers} answers, {plan.present} cached, "
-        f"{plan.shared_pixels} with pixels answered otherwise, {plan.calls} teacher calls"
-    )
+def _present(known: CachedAlready, dataset: ImageDataset, view: int) -> NDArray[np.bool_]:
+    return known.present(dataset, view=view)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

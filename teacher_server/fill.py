@@ -27,17 +27,19 @@ class FillCounts:
     """Answers asked for: rows times views."""
     done: int = 0
     """Answers that are committed now."""
-    hits: int = 0
-    """Of these, answers that were there before."""
     teacher_calls: int = 0
     """Calls that this fill caused."""
+
+    @property
+    def hits(self) -> int:
+        """Answers that cost no call: cached before, or with the pixels of another row."""
+        return self.done - self.teacher_calls
 
     def plus(self, other: "FillCounts") -> "FillCounts":
         """Both together."""
         return FillCounts(
             total=self.total + other.total,
             done=self.done + other.done,
-            hits=self.hits + other.hits,
             teacher_calls=self.teacher_calls + other.teacher_calls,
         )
 
@@ -93,7 +95,6 @@ async def _some(
     for task in done:
         answers = task.result()
         counts.done += len(answers.cached)
-        counts.hits += int(answers.cached.sum())
         counts.teacher_calls += answers.teacher_calls
     progress(counts)
     return waiting

@@ -70,9 +70,7 @@ class Bench:
         self.dataset = make_dataset()
         self.cache = self.writer.open_cache(self.teacher.description, self.dataset.description)
 
-    def run(
-        self, story: Callable[[Answering], Coroutine[Any, Any, Any]], **settings: Any
-    ) -> Any:
+    def run(self, story: Callable[[Answering], Coroutine[Any, Any, Any]], **settings: Any) -> Any:
         async def inside() -> Any:
             chosen = AnsweringSettings(**({"batch_images": 16, "max_delay_s": 0.01} | settings))
             async with Answering(self.writer, teacher=self.teacher, settings=chosen) as answering:
@@ -134,9 +132,7 @@ def test_rows_that_show_the_same_pixels_cost_one_call_and_get_a_slot_each(bench:
 
 def test_an_answer_that_is_not_finite_is_refused_alone(bench: Bench) -> None:
     async def story(answering: Answering) -> list[Answers | BaseException]:
-        return await asyncio.gather(
-            bench.ask(answering, 6, 7), bench.ask(answering, 10, 11), return_exceptions=True
-        )
+        return await asyncio.gather(bench.ask(answering, 6, 7), bench.ask(answering, 10, 11), return_exceptions=True)
 
     bad, good = bench.run(story)
     assert isinstance(bad, AnswerError)

@@ -1,0 +1,63 @@
+"""What a cache holds already, for a plan: read without the lock, also while a server writes it.
+
+Shape key: N rows of a data set.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.catalog import read_catalog
+from cache.info import describe_cache
+from cache.layout import LEDGER
+from cache.reader import CacheReader
+from shared.datasets.base import ImageDataset
+from shared.errors import IdentityError
+
+
+class CachedAlready:
+    """One teacher's answers in a folder, which need not exist."""
+
+    def __init__(self, readers: dict[str, CacheReader], *, budgets: dict[str, Any]) -> None:
+        self._readers = readers
+        self._budgets = budgets
+        self._keys = {
+            key.tobytes() for reader in readers.values() for key in reader.slot_keys(np.arange(reader.num_slots))
+        }
+
+    @classmethod
+    def open(cls, path: Path, *, teacher: str) -> Self:
+        """What the teacher of this id has answered in the cache at ``path``."""
+        if not (path / LEDGER).exists():
+            return cls({}, budgets={})
+        names = [entry.dataset.name for entry in read_catalog(path) if entry.teacher.id == teacher]
+        readers = {name: CacheReader.open(path, teacher=teacher, dataset=name, journal=True) for name in names}
+        return cls(readers, budgets=describe_cache(path)["budgets"])
+
+    def outputs(self, dataset: str) -> dict[str, str] | None:
+        """Name to dtype of what the data set's cache keeps; None where there is none yet."""
+        return self._readers[dataset].outputs if dataset in self._readers else None
+
+    def present(self, dataset: ImageDataset, *, view: int) -> NDArray[np.bool_]:
+        """Which rows are cached, bool [N]; raises `IdentityError` for another data set of that name."""
+        if dataset.name not in self._readers:
+            return np.zeros(dataset.num_rows, dtype=np.bool_)
+        reader = self._readers[dataset.name]
+        if reader.dataset.fingerprint != dataset.fingerprint:
+            raise IdentityError(
+                f"{dataset.name} in this cache has fingerprint {reader.dataset.fingerprint[:12]}, "
+                f"the images given have {dataset.fingerprint[:12]}; use the same images, another NAME=, or another --cache"
+            )
+        return reader.present(view)
+
+    def has_key(self, key: bytes) -> bool:
+        """Whether the teacher has answered these pixels, in any data set."""
+        return key in self._keys
+
+    def remaining(self, run: str, *, budget: int | None) -> int | None:
+        """Calls that a run may still make, under ``budget`` or the one it has; None where nothing bounds it."""
+        counts = self._budgets.get(run, {"budget": None, "attempts": 0})
+        bound = counts["budget"] if budget is None else budget
+        return None if bound is None else max(0, bound - counts["attempts"])

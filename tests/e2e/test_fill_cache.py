@@ -1,0 +1,269 @@
+"""``teacher-server fill`` and ``plan`` as real processes: resumed after kill -9, bounded, counted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.info import describe_cache
+from cache.reader import CacheReader
+from shared.command import run_command
+from shared.datasets.spec import open_dataset
+from shared.errors import TeachonceError
+from shared.fake_teacher import FakeTeacher
+from shared.identity import sample_rows
+from teacher_server.cli import app
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+SLOW_TEACHER = """
+import time, torch
+class Slow(torch.nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3, classes)
+        torch.nn.init.constant_(self.head.weight, 0.5)
+        torch.nn.init.constant_(self.head.bias, 0.1)
+        self.calls = 0
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 1:  # the first one finds the features
+            time.sleep(0.1)
+        return self.head(x.mean((2, 3)))
+def build(classes):
+    return Slow(classes)
+"""
+
+
+def cache_info(store: Path) -> dict:
+    command = [str(Path(sys.executable).with_name("logit-cache")), "info", "--json", str(store)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT).stdout)
+
+
+def test_a_fill_that_was_killed_goes_on_and_makes_no_committed_call_twice(
+    run_server_command: Callable, make_images: Callable, tmp_path: Path
+) -> None:
+    pictures = make_images(tmp_path / "pictures", count=200)
+    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
+    store = tmp_path / "store"
+    options = ("--teacher", f"python:{tmp_path}/slow.py:build", "--dataset", f"folder:{pictures}/train")
+    fill = ("fill", *options, "--cache", str(store), "--batch", "8", "--device", "cpu")
+    killed = subprocess.Popen([sys.executable, "-m", "teacher_server.cli", *fill], env=ENVIRONMENT)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and committed_slots(store) < 40:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = cache_info(store)
+    again = run_server_command(*fill)
+    after = cache_info(store)
+
+    assert again.returncode == 0, again.stderr
+    kept = before["teacher_calls"]
+    assert 40 <= kept < 200
+    assert f"200 rows, {200 - kept} teacher calls, {kept} hits" in again.stdout
+    assert after["teacher_calls"] == 200
+    assert after["caches"][0]["present"] == {"0": 200}
+    assert after["caches"][0]["folded"] == after["caches"][0]["slots"] == 200
+    # Attempts of the batch that the kill interrupted stay counted, and no more than those in flight.
+    assert 200 <= after["attempts"] <= 200 + 8 * 4
+
+
+def committed_slots(store: Path) -> int:
+    """Slots that another process sees while the fill runs."""
+    if not (store / "ledger.sqlite3").exists():
+        return 0
+    try:
+        return int(describe_cache(store)["teacher_calls"])
+    except TeachonceError:
+        return 0  # it is being made
+
+
+def test_a_fill_keeps_what_the_teacher_said_about_the_rows_that_were_drawn(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    spec = f"folder:{pictures}/train"
+    options = ("--teacher", "fake:2", "--dataset", spec, "--cache", str(store), "--sample", "12", "--seed", "3")
+    ran = run_server_command("fill", *options, "--dtype", "float32", "--batch", "5")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("12 rows, 12 teacher calls, 0 hits, ")
+
+    dataset = open_dataset(spec)
+    rows = sample_rows(num_rows=40, count=12, seed=3)
+    with CacheReader.open(store) as reader:
+        assert set(np.flatnonzero(reader.present())) == set(rows.tolist())
+        kept = reader.gather(rows)
+    expected = FakeTeacher(classes=2).answer(dataset.images(rows))
+    np.testing.assert_array_equal(kept["logits"], expected["logits"])
+    np.testing.assert_array_equal(kept["features"], expected["features"])
+
+
+def test_a_fill_over_budget_ends_with_3_before_computing_anything(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(store), "--run", "paper")
+    first = run_server_command("fill", *options, "--budget", "15", "--sample", "10")
+    second = run_server_command("fill", *options, "--budget", "15")
+    third = run_server_command("fill", *options, "--budget", "40")
+
+    assert (first.returncode, second.returncode, third.returncode) == (0, 3, 0), (first.stderr, third.stderr)
+    assert "30 teacher calls needed, 5 remain" in second.stderr
+    assert "raise --budget to 40" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert cache_info(store)["budgets"]["paper"] == {"budget": 40, "attempts": 40, "teacher_calls": 40, "charged": 40}
+
+
+def test_a_budget_counts_duplicates_once(run_server_command: Callable, pictures: Path, tmp_path: Path) -> None:
+    cats = sorted((pictures / "train" / "cat").iterdir())
+    cats[5].write_bytes(cats[0].read_bytes())
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"))
+    planned = run_server_command("plan", *options, "--rate", "100")
+    filled = run_server_command("fill", *options, "--budget", "39")
+    after = run_server_command("plan", *options)
+
+    assert "40 answers, 0 cached, 1 with pixels answered otherwise, 39 teacher calls" in planned.stdout
+    assert "0.0 minutes at 100 images/s" in planned.stdout
+    assert filled.stdout.startswith("40 rows, 39 teacher calls, 1 hits, ")
+    assert "40 answers, 40 cached, 0 with pixels answered otherwise, 0 teacher calls" in after.stdout
+
+
+def test_a_plan_leaves_nothing_behind(run_server_command: Callable, pictures: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    ran = run_server_command(
+        "plan", "--teacher", "fake:2", "--dataset", f"folder:{pictures}", "--cache", str(store), "--views", "0-3"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "160 teacher calls" in ran.stdout
+    assert not store.exists()
+
+
+def test_views_are_filled_and_the_one_that_is_the_image_costs_nothing(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(store))
+    ran = run_server_command("fill", *options, "--views", "0,41,7", "--batch", "16")
+    assert ran.stdout.startswith("120 rows, 80 teacher calls, 40 hits, "), ran.stderr
+    assert cache_info(store)["caches"][0]["present"] == {"0": 40, "7": 40, "41": 40}
+
+
+@pytest.mark.parametrize("form", ["rows.txt", "rows.npy"])
+def test_rows_come_from_a_file(run_server_command: Callable, pictures: Path, tmp_path: Path, form: str) -> None:
+    path = tmp_path / form
+    if form.endswith("npy"):
+        np.save(path, np.array([3, 1, 3]))
+    else:
+        path.write_text("3\n1\n3\n")
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"))
+    ran = run_server_command("fill", *options, "--rows", str(path), "--outputs", "logits")
+    assert ran.stdout.startswith("2 rows, 2 teacher calls"), ran.stderr
+    with CacheReader.open(tmp_path / "store") as reader:
+        assert np.flatnonzero(reader.present()).tolist() == [1, 3]
+        assert list(reader.outputs) == ["logits"]
+
+
+BAD = {
+    "an unknown teacher": (("--teacher", "zoo:nothing"), "nothing"),
+    "an unknown kind of teacher": (("--teacher", "nothing"), "nothing"),
+    "an unknown data set": (("--dataset", "nothing:x"), "known forms"),
+    "an unknown split": (("--dataset", "digits/nothing"), "train"),
+    "a row out of range": (("--rows", "ROWS"), "0 to 39"),
+    "a sample too large": (("--sample", "41"), "40"),
+    "an output that no teacher has": (("--outputs", "maps.1"), "logits"),
+    "a dtype": (("--dtype", "float64"), "float16"),
+    "a view out of range": (("--views", "163"), "0 to 162"),
+    "views that are no numbers": (("--views", "x"), "0,5"),
+    "a run that is no name": (("--run", "A B"), "run"),
+    "sample and rows": (("--sample", "1", "--rows", "ROWS"), "one of them"),
+    "an unknown device": (("--teacher", "zoo:resnet8", "--device", "tpu"), "cuda"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_with_2_and_one_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "rows.txt").write_text("40\n")
+    options, word = BAD[name]
+    given = [str(tmp_path / "rows.txt") if option == "ROWS" else option for option in options]
+    defaults = {"--teacher": "fake:2", "--dataset": f"folder:{pictures}/train"}
+    missing = [part for option, value in defaults.items() if option not in given for part in (option, value)]
+    with pytest.raises(SystemExit) as ended:
+        run_command(app, ["fill", *given, *missing, "--cache", str(tmp_path / "store")])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert word in errors
+
+
+def test_another_data_set_of_the_same_name_and_size_is_refused(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"))
+    assert run_server_command("fill", *options).returncode == 0
+    cats = sorted((pictures / "train" / "cat").iterdir())
+    dogs = sorted((pictures / "train" / "dog").iterdir())
+    first, second = cats[0].read_bytes(), dogs[0].read_bytes()
+    cats[0].write_bytes(second)
+    dogs[0].write_bytes(first)
+    ran = run_server_command("fill", *options)
+    assert ran.returncode == 2
+    assert "pictures/train" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_nan_from_the_teacher_names_the_row_and_keeps_the_others(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "nan.py").write_text(
+        "import torch\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.head = torch.nn.Linear(3, classes)\n"
+        "    def forward(self, x):\n"
+        "        y = self.head(x.mean((2, 3)))\n"
+        "        return y + torch.where(torch.arange(len(y)) == 2, float('nan'), 0.0)[:, None] if len(y) == 8 else y\n"
+        "def build(classes):\n"
+        "    return Odd(classes)\n"
+    )
+    store = tmp_path / "store"
+    teacher = ("--teacher", f"python:{tmp_path}/nan.py:build", "--device", "cpu")
+    rows = ("--sample", "8", "--batch", "8")
+    ran = run_server_command("fill", *teacher, "--dataset", f"folder:{pictures}/train", "--cache", str(store), *rows)
+    bad = sample_rows(num_rows=40, count=8, seed=0)[2]
+    assert ran.returncode == 2
+    assert f"row {bad} of pictures/train" in ran.stderr
+    counts = cache_info(store)
+    assert (counts["attempts"], counts["teacher_calls"], counts["caches"][0]["present"]) == (8, 7, {"0": 7})
+
+
+def test_ctrl_c_keeps_what_was_answered(make_images: Callable, tmp_path: Path) -> None:
+    pictures = make_images(tmp_path / "pictures", count=100)
+    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
+    store = tmp_path / "store"
+    command = ["fill", "--teacher", f"python:{tmp_path}/slow.py:build", "--dataset", f"folder:{pictures}/train"]
+    filling = subprocess.Popen(
+        [sys.executable, "-m", "teacher_server.cli", *command, "--cache", str(store), "--batch", "2"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while committed_slots(store) < 6:
+        time.sleep(0.02)
+    filling.send_signal(signal.SIGINT)
+    _, errors = filling.communicate(timeout=30)
+    counts = cache_info(store)
+
+    assert filling.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert 6 <= counts["teacher_calls"] < 100
+    assert counts["teacher_calls"] == counts["attempts"] == counts["caches"][0]["folded"]

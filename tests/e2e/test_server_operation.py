@@ -1,0 +1,99 @@
+"""A real server from the outside: who may ask, where it may listen, one per cache, quick to start without torch."""
+
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from shared.client import TeacherClient
+from shared.errors import UnauthorizedError
+
+
+def test_only_a_key_from_the_file_may_ask(launch_server: Callable, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    server = launch_server(tmp_path / "store", "--api-key-file", str(keys))
+    made = [line for line in keys.read_text().splitlines() if not line.startswith("#")]
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+    assert len(made) == 1
+    assert made[0] not in server.log.read_text()
+
+    wrong = [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Bearer {made[0]}x"},
+        {"authorization": made[0]},
+        {"authorization": "Bearer " + "x" * 10_000},
+        {"authorization": "Bearer \xe4".encode("latin-1")},
+        [("authorization", f"Bearer {made[0]}"), ("authorization", f"Bearer {made[0]}")],
+    ]
+    for path in ("/v1/ledger", "/v1/cache", "/openapi.json", "/v1/nothing", "/healthz/../v1/ledger"):
+        for headers in wrong:
+            refused = httpx.get(server.url + path, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized"), (path, headers)
+            assert refused.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    with TeacherClient(server.url, api_key=made[0]) as client:
+        assert client.ledger()["attempts"] == 0
+    with TeacherClient(server.url) as client:
+        try:
+            client.ledger()
+        except UnauthorizedError as error:
+            assert "Authorization: Bearer" in str(error)
+        else:
+            raise AssertionError("asked without a key")
+
+
+def test_another_address_than_loopback_needs_a_key(run_server_command: Callable, tmp_path: Path) -> None:
+    ran = run_server_command(
+        "serve", "--teacher", "fake:10", "--cache", str(tmp_path / "store"), "--host", "0.0.0.0", "--port", "0"
+    )
+    assert ran.returncode == 2
+    assert "--api-key-file" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_second_server_on_one_cache_ends_with_4(
+    launch_server: Callable, run_server_command: Callable, tmp_path: Path
+) -> None:
+    first = launch_server(tmp_path / "store")
+    ran = run_server_command("serve", "--teacher", "fake:10", "--cache", str(tmp_path / "store"), "--port", "0")
+    assert ran.returncode == 4
+    assert str(first.process.pid) in ran.stderr
+    assert httpx.get(f"{first.url}/readyz").status_code == 200
+
+
+def test_a_taken_port_is_said_at_once(launch_server: Callable, run_server_command: Callable, tmp_path: Path) -> None:
+    first = launch_server(tmp_path / "store")
+    port = first.url.rpartition(":")[2]
+    ran = run_server_command("serve", "--teacher", "fake:10", "--cache", str(tmp_path / "other"), "--port", port)
+    assert ran.returncode == 2
+    assert "--port" in ran.stderr
+
+
+def test_a_fake_teacher_is_served_in_under_a_second_without_torch(
+    launch_server: Callable, tmp_path: Path, pictures: Path
+) -> None:
+    seconds = []
+    for attempt in range(3):
+        began = time.monotonic()
+        server = launch_server(tmp_path / f"store{attempt}", "--dataset", f"folder:{pictures}")
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        seconds.append(time.monotonic() - began)
+        assert server.ask([0, 1]).status_code == 200
+        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "libtorch" not in maps
+        assert "sklearn" not in maps
+        assert server.stop() == 0
+    # A second on a quiet machine; the test machine is shared, so the best of three, with room.
+    assert min(seconds) < 2.0, seconds
+
+
+def test_ctrl_c_ends_a_server_with_130(launch_server: Callable, tmp_path: Path) -> None:
+    server = launch_server(tmp_path / "store")
+    assert server.stop(signal.SIGINT) == 130
+    assert "Traceback" not in server.log.read_text()

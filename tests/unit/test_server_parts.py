@@ -1,0 +1,182 @@
+"""The server's small parts: keys, settings, queue, wire, client retries."""
+
+import asyncio
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from shared.client import AsyncTeacherClient, TeacherClient
+from shared.errors import (
+    BudgetExhaustedError,
+    InputError,
+    RowRangeError,
+    TeachonceError,
+    UnavailableError,
+    UnknownNameError,
+)
+from shared.schemas import LogitsRequest, parse_body
+from shared.wire import pack_tensors, unpack_tensors
+from teacher_server.keys import is_known_key, load_keys
+from teacher_server.queueing import FairQueue, Item
+from teacher_server.settings import AnsweringSettings, ServerSettings
+
+
+def test_a_missing_key_file_is_made_private_with_one_key_that_works(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "keys"
+    digests = load_keys(path)
+    key = path.read_text().splitlines()[-1]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert is_known_key(key.encode(), digests=digests)
+    assert not is_known_key(key[:-1].encode(), digests=digests)
+    assert load_keys(path) == digests
+
+
+def test_every_key_of_a_file_works_and_comments_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# mine\n" + "a" * 16 + "\n\n" + "b" * 20 + "  # hers\n")
+    path.chmod(0o600)
+    digests = load_keys(path)
+    assert [is_known_key(token, digests=digests) for token in (b"a" * 16, b"b" * 20, b"# mine", b"")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "short\n", "ä" * 20])
+def test_a_key_file_without_good_keys_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(InputError, match="per line"):
+        load_keys(path)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com"])
+def test_settings_refuse_an_open_address_without_keys(host: str) -> None:
+    with pytest.raises(InputError, match="--api-key-file"):
+        ServerSettings(host=host)
+    assert ServerSettings(host=host, key_digests=(b"x",)).host == host
+
+
+def test_settings_refuse_an_empty_batch() -> None:
+    with pytest.raises(InputError):
+        AnsweringSettings(batch_images=0)
+
+
+def item(run: str, index: int) -> Item:
+    anything: Any = None
+    return Item(question=anything, index=index, key=b"", run=run, reservation=anything)
+
+
+def test_runs_take_turns_and_keep_their_order() -> None:
+    queue = FairQueue()
+    queue.push([item("large", index) for index in range(5)])
+    queue.push([item("small", 0), item("other", 0)])
+    taken = [(one.run, one.index) for one in queue.take(5)]
+    assert taken == [("large", 0), ("small", 0), ("other", 0), ("large", 1), ("large", 2)]
+    assert len(queue) == 2
+    assert [(one.run, one.index) for one in queue.take(9)] == [("large", 3), ("large", 4)]
+    assert queue.take(1) == []
+
+
+def test_tensors_and_metadata_survive_the_wire() -> None:
+    tensors = {"logits": np.arange(6, dtype=np.float16).reshape(2, 3)}
+    found, metadata = unpack_tensors(pack_tensors(tensors, metadata={"teacher": "t", "cached": [True, False]}))
+    np.testing.assert_array_equal(found["logits"], tensors["logits"])
+    assert metadata == {"teacher": "t", "cached": "[true, false]"}
+
+
+def test_a_wrong_body_names_the_first_wrong_field() -> None:
+    with pytest.raises(InputError, match=r"rows\.1: .* a JSON object with dataset, rows, view, outputs, run"):
+        parse_body(b'{"dataset": "a/b", "rows": [0, true]}', model=LogitsRequest)
+
+
+class Script:
+    """A transport that answers from a list, the last answer for ever, and remembers the requests."""
+
+    def __init__(self, *answers: httpx.Response | httpx.TransportError) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, httpx.TransportError):
+            raise answer
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+def refusal(status: int, code: str, **more: object) -> httpx.Response:
+    return httpx.Response(status, json={"error": "why", "code": code, "request_id": "x", **more})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("shared.client.time.sleep", lambda _: None)
+    yield
+
+
+def client_of(script: Script) -> TeacherClient:
+    client = TeacherClient("http://test")
+    client._http = httpx.Client(base_url="http://test", transport=httpx.MockTransport(script))
+    return client
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_client_tries_again_where_that_is_safe() -> None:
+    script = Script(
+        httpx.ConnectError("refused"), refusal(503, "unavailable"), httpx.Response(200, json={"attempts": 1})
+    )
+    assert client_of(script).ledger() == {"attempts": 1}
+    assert len(script.requests) == 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_client_gives_up_in_the_end_and_says_how_to_start_a_server() -> None:
+    with pytest.raises(UnavailableError, match="teacher-server serve"):
+        client_of(Script(httpx.ConnectError("refused"))).ledger()
+
+
+def test_errors_of_the_server_come_back_as_themselves() -> None:
+    for status, code, kind in ((404, "unknown_name", UnknownNameError), (400, "row_out_of_range", RowRangeError)):
+        with pytest.raises(kind, match="why"):
+            client_of(Script(refusal(status, code))).ledger()
+    with pytest.raises(BudgetExhaustedError) as short:
+        client_of(Script(refusal(402, "budget_exhausted", needed=5, remaining=2))).logits("a/b", [1])
+    assert (short.value.needed, short.value.remaining) == (5, 2)
+    with pytest.raises(TeachonceError, match="not from a teacher server"):
+        client_of(Script(httpx.Response(200, text="x"), httpx.Response(418, text="tea"))).run("a")
+
+
+def test_many_rows_become_several_requests_and_one_answer() -> None:
+    def answer(rows: int) -> httpx.Response:
+        body = pack_tensors(
+            {"logits": np.full((rows, 2), rows, dtype=np.float16)},
+            metadata={"teacher": "t", "cached": [False] * rows, "teacher_calls": rows},
+        )
+        return httpx.Response(200, content=body)
+
+    script = Script(answer(1024), answer(476))
+    answers = client_of(script).logits("a/b", range(1500))
+    assert answers["logits"].shape == (1500, 2)
+    assert (answers.teacher_calls, len(answers.cached), len(script.requests)) == (1500, 1500, 2)
+
+
+def test_the_async_client_asks_the_same_way() -> None:
+    async def story() -> dict[str, Any]:
+        client = AsyncTeacherClient("http://test", api_key="secret")
+        script = Script(httpx.Response(200, json={"runs": {}}))
+        headers = client._http.headers
+        client._http = httpx.AsyncClient(base_url="http://test", headers=headers, transport=httpx.MockTransport(script))
+        async with client:
+            told = await client.ledger()
+        assert script.requests[0].headers["authorization"] == "Bearer secret"
+        return told
+
+    assert asyncio.run(story()) == {"runs": {}}
