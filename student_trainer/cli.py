@@ -88,7 +88,7 @@ def demo(
     from student_trainer.demo import DemoSettings, run_demo
     from student_trainer.report import terminal_table, write_page
 
-    comparison = run_demo(DemoSettings(out=out, command=typed_command()), say=print)
+    comparison = run_demo(DemoSettings(out=out, threads=default_threads(), command=typed_command()), say=print)
     Console().print(terminal_table(comparison))
     page = out / "report.html"
     write_page(comparison, page)

@@ -2,7 +2,6 @@
 
 import io
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +57,8 @@ def terminal_table(comparison: Comparison) -> Table:
     """The comparison as a rich table."""
     seeds = len(comparison.results[0].accuracies)
     table = Table(title=comparison.title, caption=f"test accuracy: mean and sample std over n = {seeds} seeds")
-    table.add_column("loss")
-    for heading in ("test accuracy", "images/s", "teacher calls", "charged", "online would call"):
+    table.add_column("loss", no_wrap=True)
+    for heading in ("test acc. in %", "images/s", "teacher calls", "charged", "online calls"):
         table.add_column(heading, justify="right")
     for result in comparison.results:
         table.add_row(*row_texts(result))
@@ -70,7 +69,7 @@ def row_texts(result: LossResult) -> tuple[str, ...]:
     """The cells of one row, as terminal and page show them."""
     return (
         result.label,
-        f"{100 * result.mean:.2f} ± {100 * result.std:.2f} %",
+        f"{100 * result.mean:.2f} ± {100 * result.std:.2f}",
         f"{result.images_per_second:,.0f}",
         f"{result.teacher_calls:,}",
         f"{result.charged:,}",
@@ -119,17 +118,3 @@ def write_page(comparison: Comparison, path: Path) -> None:
         plot=accuracy_plot(comparison),
     )
     path.write_text(page, encoding="utf-8")
-
-
-def summarise(
-    label: str, *, accuracies: Sequence[float], speeds: Sequence[float], calls: Sequence[int], charged: int, online: int
-) -> LossResult:
-    """The result of one loss from its runs, one entry per seed."""
-    return LossResult(
-        label=label,
-        accuracies=tuple(accuracies),
-        images_per_second=statistics.fmean(speeds),
-        teacher_calls=sum(calls),
-        charged=charged,
-        online_calls=online,
-    )
