@@ -45,14 +45,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
         )
     try:
         with PLUGINS[header.format](BytesIO(header.image)) as image:
-            size = image.size
-            pixels_HW3 = pixels_of_image(image)
+            # Before any memory is taken: a file made to be read in two ways must not get past the limit.
+            if image.size != (header.width, header.height):
+                raise BadImageError(f"the {header.format} is damaged: it states two sizes")
+            return pixels_of_image(image)
     except DECODER_ERRORS:
         # From None: Pillow's text speaks of its own internals, and is not ours to forward.
         raise BadImageError(f"the {header.format} is damaged or truncated: it cannot be decoded") from None
-    if size != (header.width, header.height):
-        raise BadImageError(f"the {header.format} is damaged: its header and its image differ in size")
-    return pixels_HW3
 
 
 def pixels_of_image(image: Image) -> NDArray[np.uint8]:

@@ -115,7 +115,6 @@ class ImageDataset(ABC):
         with self._lock:
             if self._keys is None:
                 self._keys = self._compute_keys()
-                self._keys.flags.writeable = False
             return self._keys
 
     def _compute_keys(self) -> NDArray[np.uint8]:

@@ -123,3 +123,8 @@ def test_a_data_set_without_a_split_to_test_on_is_refused(pets: Path) -> None:
     (pets / "val").rename(pets / "more")
     with pytest.raises(UnknownNameError, match="no split to test on beside 'train'; it has train, extra, more"):
         open_train_test(f"folder:{pets}")
+
+
+def test_a_split_is_never_its_own_test() -> None:
+    with pytest.raises(UnknownNameError, match="no split to test on beside 'test'; it has train, test"):
+        open_train_test("digits/test")

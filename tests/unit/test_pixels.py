@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from shared.errors import BadImageError, InputError, TooLargeError
 from shared.pixels import DECODER, decode_image, pixels_of_array, pixels_of_image
@@ -149,6 +149,23 @@ def test_every_truncation_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
+def test_a_file_that_lacks_its_end_is_called_truncated(data: bytes) -> None:
+    with pytest.raises(BadImageError, match=r"^the \w+ is truncated$"):
+        decode_image(data[:-2])
+
+
+@pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
+def test_truncations_are_refused_also_where_pillow_was_told_to_accept_them(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many training scripts set this for the whole process; a picture half grey must not reach a teacher.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for length in range(len(data)):
+        with pytest.raises(BadImageError):
+            decode_image(data[:length])
+
+
+@pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_damage_raises_our_own_error_or_none(data: bytes, place: int, value: int) -> None:
     damaged = bytearray(data)
@@ -224,6 +241,19 @@ def test_an_image_over_the_limit_is_refused_from_its_header() -> None:
     tracemalloc.stop()
 
 
+def test_a_jpeg_that_hides_a_larger_size_is_refused_before_memory_is_taken() -> None:
+    # A restart marker has no length; a reader that takes the next two bytes for one jumps over a second header.
+    place = JPEG.index(b"\xff\xc0")
+    header = JPEG[place : place + 19]
+    larger = header[:5] + b"\xff\xdc\xff\xdc" + header[9:]
+    hidden = b"\xff\xd0" + struct.pack(">H", 2 + len(larger)) + larger
+    tracemalloc.start()
+    with pytest.raises(BadImageError, match="two sizes"):
+        decode_image(JPEG[: place + 19] + hidden + JPEG[place + 19 :])
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
 def test_the_limit_is_the_callers_and_holds_to_the_pixel() -> None:
     assert decode_image(PNG, max_pixels=35).shape == (7, 5, 3)
     with pytest.raises(TooLargeError, match="5 x 7 pixels; at most 34"):
@@ -243,6 +273,7 @@ def test_one_pixel_is_an_image() -> None:
 def test_an_image_with_too_little_data_is_refused_in_our_words() -> None:
     with pytest.raises(BadImageError, match=r"^the PNG is damaged or truncated: it cannot be decoded$") as raised:
         decode_image(png(4, 4, data=b"\0\x01\x02\x03"))
+    assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
 
 
@@ -250,6 +281,14 @@ def test_a_pil_image_of_more_than_eight_bits_is_refused() -> None:
     for mode in ("I;16", "I", "F"):
         with pytest.raises(BadImageError, match="more than 8 bits"):
             pixels_of_image(Image.new(mode, (2, 2)))
+
+
+def test_a_pil_palette_with_transparency_becomes_its_colours_and_stays_as_it_was() -> None:
+    image = Image.fromarray(np.arange(35, dtype=np.uint8).reshape(7, 5))
+    image.putpalette(PIXELS.reshape(-1).tolist())
+    image.info["transparency"] = bytes(range(35))
+    assert np.array_equal(pixels_of_image(image), PIXELS)
+    assert image.info["transparency"] == bytes(range(35))
 
 
 def test_arrays_are_taken_as_colour_or_grey() -> None:
