@@ -1,0 +1,159 @@
+"""Trainings from a running server: every row is asked for once, and then never again."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache.reader import CacheReader
+from shared.client import TeacherClient
+from shared.errors import IdentityError, UnauthorizedError, UnavailableError, UnknownNameError
+from student_trainer.loop import TrainConfig, train
+from student_trainer.progress import Quiet
+from student_trainer.server_process import serving
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, TeacherClient]]:
+    folder = tmp_path_factory.mktemp("served")
+    options = ["--teacher=fake:10", "--dataset=digits", f"--cache={folder / 'cache'}", "--run=trainer"]
+    with serving(options, log=folder / "server.log") as client:
+        yield str(client._http.base_url), client
+
+
+@pytest.fixture
+def config(server: tuple[str, TeacherClient], tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        dataset="digits",
+        student="zoo:resnet8",
+        cache=server[0],
+        run_name="trainer",
+        sample=ROWS,
+        val=0.0,
+        epochs=2,
+        batch=16,
+        tensorboard=False,
+        out=tmp_path / "run",
+    )
+
+
+class Fetches(Quiet):
+    """Remembers what was fetched."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def fetch(self, *, done: int, total: int, teacher_calls: int) -> None:
+        self.seen.append((done, total, teacher_calls))
+
+
+def asked(client: TeacherClient) -> int:
+    counts = client.run("trainer")
+    return int(counts["teacher_calls"])
+
+
+def test_rows_are_fetched_once_and_a_second_training_asks_for_nothing(
+    config: TrainConfig, server: tuple[str, TeacherClient], tmp_path: Path
+) -> None:
+    mirror = tmp_path / "mirror"
+    fetches, again = Fetches(), Fetches()
+    result = train(replace(config, mirror=mirror), progress=fetches)
+    assert fetches.seen == [(ROWS, ROWS, ROWS)]
+    assert asked(server[1]) == ROWS
+    assert (result.teacher_calls, result.charged) == (0, ROWS)
+    # The second goes to an address where nobody answers.
+    offline = replace(config, mirror=mirror, cache="http://127.0.0.1:9", out=tmp_path / "second")
+    second = train(offline, progress=again)
+    assert again.seen == []
+    assert second.test_accuracy_last == result.test_accuracy_last
+    reader = CacheReader.open(mirror)
+    assert reader.present().sum() == ROWS
+    assert set(reader.outputs) == {"logits", "features"}
+
+
+def test_a_larger_sample_asks_for_the_rows_that_are_new(config: TrainConfig, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    train(replace(config, mirror=mirror, epochs=1))
+    fetches = Fetches()
+    train(replace(config, mirror=mirror, epochs=1, sample=ROWS + 8, out=tmp_path / "more"), progress=fetches)
+    assert fetches.seen[-1][:2] == (8, 8)
+
+
+def test_validation_rows_are_not_asked_for(config: TrainConfig) -> None:
+    result = train(replace(config, val=0.25, epochs=1))
+    assert (result.rows, result.val_rows) == (30, 10)
+    assert CacheReader.open(config.out / "cache").present().sum() == 30
+
+
+def test_a_run_with_its_rows_inside_resumes_without_the_server(config: TrainConfig) -> None:
+    train(replace(config, epochs=1))
+    (config.out / "results.json").unlink()
+    settings = json.loads((config.out / "config.json").read_text())["settings"]
+    assert settings["teacher_id"].startswith("fake-")
+    assert train(replace(config, epochs=1, resume=True)).rows == ROWS
+
+
+def test_no_server_is_one_clear_error(config: TrainConfig) -> None:
+    with pytest.raises(UnavailableError, match=r"no teacher server at http://127\.0\.0\.1:9"):
+        train(replace(config, cache="http://127.0.0.1:9"))
+    assert not config.out.exists()
+
+
+def test_another_teacher_than_expected_is_refused_before_a_row_is_asked_for(
+    config: TrainConfig, server: tuple[str, TeacherClient]
+) -> None:
+    before = asked(server[1])
+    with pytest.raises(IdentityError, match=r"the server's teacher is fake-.*, not wrn_40_2"):
+        train(replace(config, expect_teacher="wrn_40_2", sample=200))
+    assert asked(server[1]) == before
+
+
+OTHER = """
+import numpy as np
+from shared.datasets.spec import open_dataset
+
+def other(split):
+    data = open_dataset(f"digits/{split}")
+    return [(255 - data.image(row), int(data.labels[row])) for row in range(data.num_rows)]
+"""
+
+
+def test_other_images_under_the_same_name_are_refused(
+    config: TrainConfig, server: tuple[str, TeacherClient], tmp_path: Path
+) -> None:
+    (tmp_path / "other.py").write_text(OTHER)
+    before = asked(server[1])
+    with pytest.raises(IdentityError, match=r"the server's digits/train \(1437 rows.*is not the local one"):
+        train(replace(config, dataset=f"digits=python:{tmp_path / 'other.py'}:other"))
+    assert asked(server[1]) == before
+
+
+def test_a_data_set_that_is_not_served_is_named(config: TrainConfig) -> None:
+    with pytest.raises(
+        UnknownNameError, match="the server has no data set mine/train; it serves digits/train, digits/test"
+    ):
+        train(replace(config, dataset="mine=digits"))
+
+
+def test_a_server_with_keys_wants_one(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# the only one\n0123456789abcdef0123\n")
+    options = ["--teacher=fake:10", "--dataset=digits", f"--cache={tmp_path / 'cache'}", f"--api-key-file={keys}"]
+    with serving(options, log=tmp_path / "server.log") as client:
+        config = TrainConfig(
+            dataset="digits",
+            student="zoo:resnet8",
+            cache=str(client._http.base_url),
+            sample=16,
+            val=0.0,
+            epochs=1,
+            tensorboard=False,
+            out=tmp_path / "run",
+        )
+        with pytest.raises(UnauthorizedError):
+            train(config)
+        assert train(replace(config, api_key_file=keys)).rows == 16
