@@ -48,7 +48,7 @@ class CachedAlready:
         if reader.dataset.fingerprint != dataset.fingerprint:
             raise IdentityError(
                 f"{dataset.name} in this cache has fingerprint {reader.dataset.fingerprint[:12]}, "
-                f"the images given have {dataset.fingerprint[:12]}; use the same images, another NAME=, or another --cache"
+                f"the images given have {dataset.fingerprint[:12]}; use the same images, or another NAME="
             )
         return reader.present(view)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,6 +91,7 @@ def truncated() -> bytes:
 def huge() -> bytes:
     whole = bytearray(png(np.zeros((4, 4, 3), dtype=np.uint8)))
     whole[16:24] = (9000).to_bytes(4, "big") * 2
+    whole[29:33] = zlib.crc32(whole[12:29]).to_bytes(4, "big")
     return bytes(whole)
 
 

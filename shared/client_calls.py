@@ -1,0 +1,199 @@
+"""What the HTTP client sends and how it reads what comes back, the same for sync and async.
+
+Shape key: B rows or images asked about, H height, W width.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import (
+    BudgetExhaustedError,
+    InputError,
+    MissingRowsError,
+    TeachonceError,
+    UnavailableError,
+)
+from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
+
+ROWS_PER_REQUEST = 1024
+BYTES_PER_REQUEST = 16 * 2**20
+RETRIES = 5
+RETRY_STATUSES = frozenset({503, 504})
+"""Nothing was refused for good, and asking again never pays twice: what is computed meanwhile is kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What the teacher said, in the order asked."""
+
+    teacher: str
+    """Id of the teacher."""
+    outputs: dict[str, NDArray[Any]]
+    """Arrays [B, ...] in the dtype they are kept in, by output name."""
+    cached: NDArray[np.bool_]
+    """Whether the answer was there before, bool [B]."""
+    teacher_calls: int
+    """Calls that asking caused."""
+    keys: tuple[str, ...] = ()
+    """Keys of uploaded images, hex; empty for rows."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.outputs[name]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One HTTP request, as both clients send it."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] | None = None
+    content: bytes | None = None
+    kind: str = ""
+    """Content type of the body."""
+
+    def headers(self) -> dict[str, str]:
+        """Headers besides those of every request."""
+        return {"content-type": self.kind} if self.kind else {}
+
+
+def common_headers(api_key: str | None) -> dict[str, str]:
+    """Headers of every request."""
+    headers = {"accept": f"{CONTENT_TYPE}, application/json"}
+    return headers if api_key is None else {**headers, "authorization": f"Bearer {api_key}"}
+
+
+def run_path(name: str) -> str:
+    """Path of a run."""
+    return f"/v1/runs/{name}"
+
+
+def budget_call(name: str, *, budget: int | None) -> Call:
+    """Make a run or change its budget."""
+    body = json.dumps({"budget": budget}).encode()
+    return Call(method="PUT", path=run_path(name), content=body, kind="application/json")
+
+
+def logits_calls(
+    dataset: str,
+    *,
+    rows: Sequence[int] | NDArray[np.int64],
+    view: int,
+    outputs: Sequence[str],
+    run: str | None,
+) -> Iterator[Call]:
+    """One or more requests for rows."""
+    wanted = [int(row) for row in rows]
+    for start in range(0, len(wanted), ROWS_PER_REQUEST) or (0,):
+        part = wanted[start : start + ROWS_PER_REQUEST]
+        body = {"dataset": dataset, "rows": part, "view": view, "outputs": list(outputs)}
+        text = json.dumps(body if run is None else {**body, "run": run})
+        yield Call(method="POST", path="/v1/logits", content=text.encode(), kind="application/json")
+
+
+def images_calls(images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str], run: str | None) -> Iterator[Call]:
+    """One or more requests for images uint8 [B, H, W, 3], or one for a file."""
+    params = {"outputs": ",".join(outputs)} | ({} if run is None else {"run": run})
+    if isinstance(images, bytes):
+        yield Call(method="POST", path="/v1/images", params=params, content=images, kind="application/octet-stream")
+        return
+    if images.ndim != 4:
+        raise InputError(f"images must be uint8 [B, H, W, 3]; got {images.dtype} {list(images.shape)}")
+    step = min(ROWS_PER_REQUEST, max(1, BYTES_PER_REQUEST // max(1, images[:1].nbytes)))
+    for start in range(0, len(images), step) or (0,):
+        body = pack_tensors({"images": np.ascontiguousarray(images[start : start + step])}, metadata={})
+        yield Call(method="POST", path="/v1/images", params=params, content=body, kind=CONTENT_TYPE)
+
+
+def answers_of(response: httpx.Response) -> Answers:
+    """The answers in a response."""
+    outputs, metadata = unpack_tensors(response.content)
+    return Answers(
+        teacher=metadata["teacher"],
+        outputs=outputs,
+        cached=np.array(json.loads(metadata["cached"]), dtype=np.bool_),
+        teacher_calls=int(metadata["teacher_calls"]),
+        keys=tuple(json.loads(metadata.get("keys", "[]"))),
+    )
+
+
+def join_answers(parts: list[Answers]) -> Answers:
+    """Answers of several requests as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Answers(
+        teacher=parts[0].teacher,
+        outputs={name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs},
+        cached=np.concatenate([part.cached for part in parts]),
+        teacher_calls=sum(part.teacher_calls for part in parts),
+        keys=tuple(key for part in parts for key in part.keys),
+    )
+
+
+def json_of(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in a response."""
+    try:
+        value: dict[str, Any] = response.json()
+    except ValueError:
+        raise _stranger(response) from None
+    return value
+
+
+def pauses() -> Iterator[float | None]:
+    """Seconds to wait after each failed try, growing, with jitter; None = that was the last one."""
+    for attempt in range(RETRIES):
+        yield 0.1 * 2**attempt * random.uniform(0.5, 1.5)
+    yield None
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait, 0 where it does not."""
+    text = response.headers.get("retry-after", "0")
+    return float(text) if text.isdigit() else 0.0
+
+
+def unreachable(base_url: str, *, error: httpx.TransportError) -> UnavailableError:
+    """The error after the last try."""
+    return UnavailableError(
+        f"no teacher server at {base_url} ({type(error).__name__}); start one with teacher-server serve"
+    )
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response if it is a success; else raise the error that the server had."""
+    if response.status_code == httpx.codes.OK:
+        return response
+    try:
+        body = response.json()
+        message, code = str(body["error"]), str(body["code"])
+    except (ValueError, KeyError, TypeError):
+        raise _stranger(response) from None
+    raise _error(message, code=code, body=body)
+
+
+def _stranger(response: httpx.Response) -> TeachonceError:
+    return TeachonceError(
+        f"HTTP {response.status_code} from {response.url}, not from a teacher server; check the address"
+    )
+
+
+def _error(message: str, *, code: str, body: Mapping[str, Any]) -> TeachonceError:
+    if code == BudgetExhaustedError.code:
+        return BudgetExhaustedError(message, needed=body["needed"], remaining=body["remaining"])
+    if code == MissingRowsError.code:
+        return MissingRowsError(message, rows=[])
+    kinds = {kind.code: kind for kind in _kinds(TeachonceError)}
+    return kinds.get(code, TeachonceError)(message)
+
+
+def _kinds(kind: type[TeachonceError]) -> Iterator[type[TeachonceError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
