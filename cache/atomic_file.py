@@ -15,6 +15,7 @@ from shared.errors import CorruptCacheError, DiskFullError
 def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write ``parts`` beside ``path``, make them durable, and rename them into place.
 
+    The rename itself is durable after `sync_folder`: until then a power loss may bring back the file from before.
     Raises `DiskFullError` when there is no room; ``path`` is then as it was.
     """
     partial = path.with_name(path.name + PARTIAL)
@@ -25,7 +26,6 @@ def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
                 _write_all(file.fileno(), memoryview(part))
             os.fsync(file.fileno())
         partial.replace(path)
-        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

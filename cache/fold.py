@@ -6,7 +6,7 @@ Shapes follow. Interrupted before it, a fold leaves bytes that nobody counts; af
 
 from pathlib import Path
 
-from cache.atomic_file import write_atomic
+from cache.atomic_file import sync_folder, write_atomic
 from cache.checksum import add_segment, check_segments, drop_segments
 from cache.handle import CacheHandle
 from cache.journal import move_mark
@@ -25,6 +25,7 @@ def fold_block(handle: CacheHandle, *, ledger: Ledger) -> None:
         block = handle.tail.values(spec.name, first=handle.tail.start, end=end)
         write_chunks(folder, spec=spec, block=block, start=handle.tail.start, first=first)
         add_segment(folder, first=first, values=block[first - handle.tail.start :])
+        sync_folder(folder)
     with ledger.transaction() as database:
         move_mark(database, cache=handle.index, folded=end)
     handle.folded = end

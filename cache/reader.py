@@ -84,8 +84,8 @@ class CacheReader:
 
     @property
     def num_views(self) -> int:
-        """V: views that the policy knows, cached or not; uploads have one."""
-        return 1 if not self.dataset.rows else view_count(self.dataset.view_policy)
+        """V: view 0 and all that the policy knows, cached or not; uploads have one."""
+        return 1 + view_count(self.dataset.view_policy) if self.dataset.rows else 1
 
     @property
     def num_slots(self) -> int:
