@@ -26,7 +26,12 @@ Teacher = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="safetensors, or a state dict")]
 Cache = Annotated[Path, typer.Option(help="folder of the cache; made if absent")]
-Datasets = Annotated[list[str] | None, typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")]
+Datasets = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
+    ),
+]
 Classes = Annotated[int | None, typer.Option(help="width of the logits, where nothing else says it")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the arithmetic of the forward pass")]
@@ -120,7 +125,12 @@ def serve(
 def fill(
     *,
     teacher: Teacher,
-    dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
+    dataset: Annotated[
+        list[str],
+        typer.Option(
+            help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
+        ),
+    ],
     cache: Cache,
     weights: Weights = None,
     classes: Classes = None,
@@ -171,7 +181,12 @@ def fill(
 def plan(
     *,
     teacher: Teacher,
-    dataset: Annotated[list[str], typer.Option(help="[NAME=]KIND:ARG[/SPLIT], such as digits/train; repeatable")],
+    dataset: Annotated[
+        list[str],
+        typer.Option(
+            help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
+        ),
+    ],
     cache: Cache,
     weights: Weights = None,
     classes: Classes = None,
