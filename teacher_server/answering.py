@@ -181,6 +181,12 @@ class Answering:
         self._flights.update({(kind, key): flight for key, flight in flights.items()})
         try:
             claim = await self._store.claim(question.cache, run=run, keys=list(mine))
+            self._disk_full = False
+        except DiskFullError:
+            self._disk_full = True
+            for key in mine:
+                self._land((kind, key), None)
+            raise
         except BaseException:
             for key in mine:
                 self._land((kind, key), None)
@@ -221,6 +227,7 @@ class Answering:
         except DiskFullError as error:
             log.exception("no room for %d answers", len(items))
             self._disk_full = True
+            await self._store.fail(items)
             outcomes = [error] * len(items)
         self._land_items(items, outcomes=outcomes)
 

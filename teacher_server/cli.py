@@ -26,12 +26,9 @@ Teacher = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option(help="safetensors, or a state dict")]
 Cache = Annotated[Path, typer.Option(help="folder of the cache; made if absent")]
-Datasets = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
-    ),
-]
+DATASET_HELP = "digits, folder:PATH, torchvision:NAME, python:FILE.py:FUNCTION; all splits without a /SPLIT; repeatable"
+Datasets = Annotated[list[str] | None, typer.Option(help=DATASET_HELP)]
+SomeDatasets = Annotated[list[str], typer.Option(help=DATASET_HELP)]
 Classes = Annotated[int | None, typer.Option(help="width of the logits, where nothing else says it")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the arithmetic of the forward pass")]
@@ -125,12 +122,7 @@ def serve(
 def fill(
     *,
     teacher: Teacher,
-    dataset: Annotated[
-        list[str],
-        typer.Option(
-            help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
-        ),
-    ],
+    dataset: SomeDatasets,
     cache: Cache,
     weights: Weights = None,
     classes: Classes = None,
@@ -181,12 +173,7 @@ def fill(
 def plan(
     *,
     teacher: Teacher,
-    dataset: Annotated[
-        list[str],
-        typer.Option(
-            help="digits, folder:PATH, torchvision:NAME or python:FILE.py:FUNCTION, with or without a /SPLIT; repeatable"
-        ),
-    ],
+    dataset: SomeDatasets,
     cache: Cache,
     weights: Weights = None,
     classes: Classes = None,

@@ -81,7 +81,6 @@ def fill_cache(options: FillOptions) -> str:
 
     Raises `BudgetExhaustedError` before computing anything where the budget cannot cover all of it.
     """
-    began_s = time.monotonic()
     with closing(CacheWriter.open(options.cache)) as writer:
         jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
@@ -91,8 +90,9 @@ def fill_cache(options: FillOptions) -> str:
                 for job in jobs
             ]
             _check_budget(writer, teacher=teacher, jobs=jobs, caches=caches, run=options.run)
+            began_s = time.monotonic()
             counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
-    seconds = time.monotonic() - began_s
+            seconds = time.monotonic() - began_s
     return (
         f"{counts.done} rows, {counts.teacher_calls} teacher calls, {counts.hits} hits, "
         f"{seconds:.1f} s, {counts.done / seconds:.0f} images/s"

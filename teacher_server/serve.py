@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.writer import CacheWriter
+from shared.errors import TeachonceError
 from teacher_server.app import create_app
 from teacher_server.opening import TeacherOptions, open_datasets, open_teacher
 from teacher_server.service import DEFAULT_RUN
@@ -48,7 +49,10 @@ def serve_until_signal(
         opened = open_datasets(datasets, root=data_root, download=download, index_dir=cache / INDEX_FOLDER)
         with closing(open_teacher(teacher, datasets=opened)) as loaded:
             app = create_app(settings, teacher=loaded, datasets=opened, writer=writer, outputs=outputs)
-            return run_app(app, bound=bound, ready=lambda: ready(url_of(bound)))
+            signals = run_app(app, bound=bound, ready=lambda: ready(url_of(bound)))
+            if app.state.service.answering.died.is_set():
+                raise TeachonceError("answers could no longer be kept; the log says why; what was answered is safe")
+            return signals
 
 
 def _set_budgets(writer: CacheWriter, budgets: RunBudgets) -> None:

@@ -16,6 +16,7 @@ from shared.errors import (
     AnswerError,
     BudgetExhaustedError,
     DeadlineError,
+    DiskFullError,
     OutputNotCachedError,
     TeacherFailedError,
     UnavailableError,
@@ -291,6 +292,25 @@ def test_a_cache_that_can_no_longer_be_written_ends_the_loop_and_says_so(
             await bench.ask(answering, 2)
 
     bench.run(story)
+
+
+def test_a_full_disk_is_told_to_the_callers_and_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise DiskFullError("no room")
+
+    async def story(answering: Answering) -> Answers:
+        with monkeypatch.context() as broken:
+            broken.setattr(bench.writer, "commit_all", full)
+            with pytest.raises(DiskFullError):
+                await bench.ask(answering, 1)
+            assert "disk is full" in (answering.trouble or "")
+        answers = await bench.ask(answering, 1)
+        assert answering.trouble is None
+        return answers
+
+    assert bench.run(story).teacher_calls == 1
+    counts = bench.writer.ledger_counts()
+    assert (counts["attempts"], counts["teacher_calls"], counts["reserved"]) == (2, 1, 0)
 
 
 def test_while_draining_nothing_new_is_taken_on(bench: Bench) -> None:
