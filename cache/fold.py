@@ -10,7 +10,7 @@ from cache.atomic_file import sync_folder, write_atomic
 from cache.checksum import add_segment, check_segments, drop_segments
 from cache.handle import CacheHandle
 from cache.journal import move_mark
-from cache.layout import BLOCK_SLOTS, PARTIAL, AnyArray, ArraySpec
+from cache.layout import BLOCK_SLOTS, AnyArray, ArraySpec
 from cache.ledger import Ledger
 
 
@@ -42,12 +42,6 @@ def write_chunks(folder: Path, *, spec: ArraySpec, block: AnyArray, start: int, 
         data = block[begin : begin + spec.chunk_slots].data.cast("B")
         padding = bytes(spec.chunk_bytes - len(data))
         write_atomic(folder / spec.chunk_name(chunk), [data, padding])
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove what an interrupted write left in a cache's group and its arrays."""
-    for partial in [*folder.glob("*" + PARTIAL), *folder.glob("*/*" + PARTIAL)]:
-        partial.unlink()
 
 
 def recover_block(handle: CacheHandle) -> None:

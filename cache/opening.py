@@ -8,11 +8,21 @@ from threading import RLock
 import numpy as np
 
 from cache.atomic_file import make_folders
-from cache.fold import fold_block, recover_block, remove_partial_files
+from cache.fold import fold_block, recover_block
 from cache.handle import CacheHandle, Place, kind_of
 from cache.journal import read_entries
 from cache.key_index import KeyIndex
-from cache.layout import DATA, DEFAULT_OUTPUTS, INDEX_ARRAYS, LEDGER, LOCK, AnyArray, dataset_folder, output_specs
+from cache.layout import (
+    DATA,
+    DEFAULT_OUTPUTS,
+    INDEX_ARRAYS,
+    LEDGER,
+    LOCK,
+    PARTIAL,
+    AnyArray,
+    dataset_folder,
+    output_specs,
+)
 from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS
 from cache.publish import publish, publish_ledger
@@ -55,8 +65,9 @@ class Teachers:
     def recover(self) -> None:
         """Undo what a crash left unfinished: shapes become the marks, partial files go."""
         database = self._ledger.database
+        for partial in (self._path / DATA).rglob("*" + PARTIAL):
+            partial.unlink()
         for record in self._records.values():
-            remove_partial_files(record.folder(self._path))
             pending = database.execute(
                 "SELECT count(*) FROM journal WHERE place >= ? AND place < ?",
                 (record.id << SLOT_BITS, (record.id + 1) << SLOT_BITS),
@@ -169,16 +180,15 @@ class Teachers:
         return handle
 
     def _is_stale(self, record: CacheRecord) -> bool:
-        """Whether its Zarr documents say something else than the ledger."""
+        """Whether its Zarr documents say something else than the ledger, or nothing that can be read."""
         folder = record.folder(self._path)
-        attributes = read_attributes(folder)
-        return (
-            attributes is None
-            or attributes.get("slots") != record.folded
-            or any(
-                read_document(folder / spec.name) != array_document(spec, slots=record.folded)
-                for spec in (*record.specs, *INDEX_ARRAYS)
-            )
+        try:
+            attributes = read_attributes(folder) or {}
+            documents = {spec: read_document(folder / spec.name) for spec in (*record.specs, *INDEX_ARRAYS)}
+        except CorruptCacheError:
+            return True
+        return attributes.get("slots") != record.folded or any(
+            document != array_document(spec, slots=record.folded) for spec, document in documents.items()
         )
 
     def _load_teacher(self, teacher_id: str) -> None:

@@ -139,6 +139,43 @@ class TestKeeping:
         assert counts["attempts"] == counts["teacher_calls"] == 8200
         assert counts["runs"]["default"]["charged"] == 8200
 
+    def test_an_answer_is_durable_when_commit_returns(
+        self, writer: CacheWriter, train: CacheHandle, tmp_path: Path
+    ) -> None:
+        keep(writer, train, [1])
+        writer.fold()
+        keep(writer, train, [2])
+        with CacheWriter.open(copy_of(writer.path, tmp_path / "copy")) as second:
+            again = second.open_cache(TEACHER, TRAIN)
+            assert np.flatnonzero(again.present()).tolist() == [1, 2]
+            read = second.read([Place(again.index, 1)], ["logits"])["logits"]
+            np.testing.assert_array_equal(read, stored([2])["logits"])
+            assert run_of(second)["teacher_calls"] == 2
+
+    @pytest.mark.parametrize("document", ["behind", "empty", "gone", "of the group"])
+    def test_opening_undoes_what_a_crash_left(self, store_path: Path, document: str) -> None:
+        with CacheWriter.open(store_path) as writer:
+            train = writer.open_cache(TEACHER, TRAIN)
+            keep(writer, train, [1, 2])
+            writer.fold()
+            early = (train.folder / "keys" / "zarr.json").read_bytes()
+            keep(writer, train, [3])
+        match document:
+            case "behind":
+                (train.folder / "keys" / "zarr.json").write_bytes(early)
+            case "empty":
+                (train.folder / "keys" / "zarr.json").write_bytes(b"")
+            case "gone":
+                (train.folder / "keys" / "zarr.json").unlink()
+            case _:
+                (train.folder / "zarr.json").write_bytes(b"")
+        (train.folder / "logits" / "c.7.0.partial").write_bytes(b"half")
+        (store_path / "data.zarr" / "zarr.json.partial").write_bytes(b"half")
+        with CacheWriter.open(store_path):
+            assert not list(store_path.rglob("*.partial"))
+            members = dict(zarr.open_group(str(train.folder), mode="r").members())
+            assert {array.shape[0] for array in members.values()} == {3}
+
     def test_the_same_pixels_twice_in_a_batch_cost_one_call_and_get_the_same_bytes(
         self, writer: CacheWriter, train: CacheHandle
     ) -> None:

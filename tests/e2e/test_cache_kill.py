@@ -115,6 +115,9 @@ def check_store(path: Path, *, acknowledged: set[int], kills: int) -> None:
     )
     with CacheWriter.open(path) as writer:
         cache = writer.open_cache(teacher, dataset)
+        group = zarr.open_group(str(cache.folder), mode="r")
+        assert {array.shape[0] for _, array in group.arrays()} == {cache.folded}
+        assert not list(path.rglob("*.partial"))
         present = set(np.flatnonzero(cache.present()).tolist())
         assert acknowledged <= present
         assert cache.num_slots == len(present), "a row was kept twice"
@@ -122,7 +125,6 @@ def check_store(path: Path, *, acknowledged: set[int], kills: int) -> None:
         distinct = {picture(row) for row in present}
         assert counts["teacher_calls"] == counts["runs"]["default"]["charged"] == len(distinct)
         assert 0 <= counts["attempts"] - counts["teacher_calls"] <= kills * BATCH
-    assert not list(path.rglob("*.partial"))
     group = zarr.open_group(str(cache.folder), mode="r")
     arrays = {name: array[:] for name, array in group.members()}
     assert {len(array) for array in arrays.values()} == {len(present)}

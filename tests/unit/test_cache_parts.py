@@ -1,0 +1,202 @@
+"""The small parts of a cache: indices, chunk sizes, checksums, locks, atomic files.
+
+Shape key: B rows asked for, n keys.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import key_index, layout, slot_index
+from cache.arrays import ChunkwiseArray, open_own_array
+from cache.atomic_file import read_json, write_atomic, write_json
+from cache.checksum import add_segment, check_segments, drop_segments, read_segments
+from cache.fold import write_chunks
+from cache.key_index import KeyIndex
+from cache.layout import ArraySpec, dataset_folder, output_specs
+from cache.lock import WriterLock
+from cache.slot_index import SlotIndex
+from shared.errors import CacheLockedError, CorruptCacheError, DiskFullError, InputError, UnknownNameError
+
+ROWS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), unique=True, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=ROWS, loaded=st.integers(0, 60), merge_at=st.integers(1, 5))
+def test_a_slot_index_agrees_with_a_dictionary(pairs: list[tuple[int, int]], loaded: int, merge_at: int) -> None:
+    index = SlotIndex(num_rows=31)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slot_index, "MERGE_AT", merge_at)
+        rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)[:loaded]
+        index.extend(rows[:, 0], rows[:, 1], first_slot=0)
+        for slot, (row, view) in enumerate(pairs[loaded:], start=len(rows)):
+            index.add(row, view, slot=slot)
+    truth = {pair: slot for slot, pair in enumerate(pairs)}
+    asked = [(row, view) for row in range(31) for view in range(5)]
+    expected = [truth.get(pair, -1) for pair in asked]
+    assert [index.slot_of(*pair) for pair in asked] == [truth.get(pair) for pair in asked]
+    rows_B, views_B = np.array(asked, dtype=np.int64).T
+    assert index.slots_of(rows_B, view=views_B).tolist() == expected
+    for view in range(5):
+        present = sorted(row for row, of_view in pairs if of_view == view)
+        assert index.rows_of(view).tolist() == present
+        assert index.counts().get(view, 0) == len(present)
+        one = index.slots_of(np.arange(31), view=view)
+        assert one.tolist() == [truth.get((row, view), -1) for row in range(31)]
+
+
+def test_of_two_slots_of_one_row_the_first_counts() -> None:
+    for view in (0, 2):
+        index = SlotIndex(num_rows=5)
+        index.extend(np.array([3, 3]), np.array([view, view]), first_slot=0)
+        index.extend(np.array([3]), np.array([view]), first_slot=2)
+        assert index.slot_of(3, view) == 0
+
+
+def test_uploads_grow_a_slot_index() -> None:
+    index = SlotIndex(num_rows=0)
+    for row in range(100):
+        index.add(row, 0, slot=row)
+    assert index.num_rows == 100
+    assert index.slot_of(99, 0) == 99
+    assert index.slot_of(100, 0) is None
+
+
+def test_a_key_index_tells_keys_with_a_common_beginning_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_index, "MERGE_AT", 7)
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 256, (300, 32), dtype=np.uint8)
+    keys[:, :8] %= 2
+    keys[:50, :8] = 255
+    index = KeyIndex()
+    index.extend(keys[:100], np.arange(100))
+    for number in range(100, 300):
+        index.add(keys[number].tobytes(), number)
+    assert [index.get(key.tobytes()) for key in keys] == list(range(300))
+    assert index.get(bytes([255] * 32)) is None
+    assert len(index) == 300
+
+
+@pytest.mark.parametrize(
+    ("width", "chunk_slots"),
+    [(1, 8192), (1000, 8192), (4096, 8192), (4097, 4096), (64 * 56 * 56, 128), (2**26, 1)],
+)
+def test_chunks_are_powers_of_two_within_64_mebibytes(width: int, chunk_slots: int) -> None:
+    spec = ArraySpec(name="maps.1", dtype="float16", shape=(width,))
+    assert spec.chunk_slots == chunk_slots
+    assert chunk_slots == 1 or spec.chunk_bytes <= 64 * 2**20
+
+
+@pytest.mark.parametrize("max_chunk_bytes", [2**26, 2**12])
+def test_what_was_written_in_chunks_is_read_by_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_chunk_bytes: int
+) -> None:
+    """With the small limit a block has several chunks, and none of them is a whole number of pages."""
+    monkeypatch.setattr(layout, "MAX_CHUNK_BYTES", max_chunk_bytes)
+    spec = ArraySpec(name="features", dtype="float16", shape=(3,))
+    count = 9000
+    values = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float16)
+    for start in range(0, count, 8192):
+        write_chunks(tmp_path, spec=spec, block=values[start : start + 8192], start=start, first=start)
+    array = open_own_array(tmp_path, spec=spec, slots=count)
+    assert isinstance(array, ChunkwiseArray) == (max_chunk_bytes == 2**12)
+    slots = np.random.default_rng(1).integers(0, count, 100)
+    out = np.empty((100, 3), dtype=np.float16)
+    array.take(slots, out=out)
+    np.testing.assert_array_equal(out, values[slots])
+    np.testing.assert_array_equal(array.head(count), values)
+    assert not array.head(count).flags.writeable or isinstance(array, ChunkwiseArray)
+
+
+def test_checksums_cover_what_was_folded_and_nothing_else(tmp_path: Path) -> None:
+    values = np.arange(30, dtype=np.int64)
+    add_segment(tmp_path, first=0, values=values[:10])
+    add_segment(tmp_path, first=10, values=values[10:25])
+    # An interrupted fold left the second segment behind; the fold is done again, further.
+    add_segment(tmp_path, first=10, values=values[10:30])
+    assert [(segment.first, segment.end) for segment in read_segments(tmp_path)] == [(0, 10), (10, 30)]
+    check_segments(tmp_path, first=0, values=values)
+    check_segments(tmp_path, first=10, values=values[10:])
+    changed = values.copy()
+    changed[12] += 1
+    with pytest.raises(CorruptCacheError, match="slots 10 to 29"):
+        check_segments(tmp_path, first=0, values=changed)
+    drop_segments(tmp_path, beyond=10)
+    with pytest.raises(CorruptCacheError, match="no checksum for slots 10 to 29"):
+        check_segments(tmp_path, first=0, values=values)
+
+
+def test_a_crc32c_is_the_published_one(tmp_path: Path) -> None:
+    """RFC 3720, B.4: 32 bytes of zeros."""
+    add_segment(tmp_path, first=0, values=np.zeros(32, dtype=np.uint8))
+    assert read_segments(tmp_path)[0].crc32c == 0x8A9136AA
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "document.json"
+    write_json(path, {"a": 1})
+    stamp = path.stat().st_mtime_ns
+    write_json(path, {"a": 1})
+    assert path.stat().st_mtime_ns == stamp
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(DiskFullError, match="make room"):
+        write_atomic(path, [b"new"])
+    assert json.loads(path.read_bytes()) == {"a": 1}
+
+
+def test_a_damaged_document_is_named(tmp_path: Path) -> None:
+    for text in ("{", "[]"):
+        (tmp_path / "zarr.json").write_text(text)
+        with pytest.raises(CorruptCacheError, match=r"zarr\.json"):
+            read_json(tmp_path / "zarr.json")
+
+
+def test_names_that_are_no_folders_are_refused(tmp_path: Path) -> None:
+    for teacher in ("../escape", "a/b", "", ".hidden"):
+        with pytest.raises(InputError, match="cannot be a folder"):
+            dataset_folder(tmp_path, teacher=teacher, dataset="a/b")
+    for dataset in ("a", "a/../b", "A/b", "a/b/c"):
+        with pytest.raises(UnknownNameError):
+            dataset_folder(tmp_path, teacher="t", dataset=dataset)
+
+
+def test_outputs_that_cannot_be_kept_are_refused() -> None:
+    with pytest.raises(InputError, match="float16, float32"):
+        output_specs({"logits": "int4"}, classes=3, features=2)
+    with pytest.raises(InputError, match="keeps logits"):
+        output_specs({"features": "float16"}, classes=3, features=2)
+    first, second = output_specs({"features": "float16", "logits": "float32"}, classes=3, features=2)
+    assert (first.name, first.dtype, second.shape) == ("logits", "float32", (2,))
+    assert replace(first, dtype="float16").slot_bytes == 6
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib, cache.lock;"
+        "lock = cache.lock.WriterLock(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline() == "1\n"
+    with pytest.raises(CacheLockedError, match=f"process {holder.pid} "):
+        WriterLock(tmp_path)
+    holder.kill()
+    holder.wait()
+    holder.stdin.close()
+    holder.stdout.close()
+    WriterLock(tmp_path).release()
