@@ -76,7 +76,9 @@ def train(
 
     From a folder of a cache no server and no teacher is needed; from a server, rows are fetched once and then kept.
     """
-    show_result(run_training(read_config(locals())), out=out)
+    result = run_training(read_config(locals()))
+    if is_first_process():
+        show_result(result, out=out)
 
 
 @app.command()
@@ -144,6 +146,13 @@ def run_training(config: TrainConfig) -> "RunResult":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     console = Console(stderr=True)
     return train_student(config, progress=Bar(console) if console.is_terminal else Lines(sys.stderr))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that --devices started."""
+    from torch import distributed  # loaded by the training anyway
+
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def show_result(result: "RunResult", *, out: Path) -> None:

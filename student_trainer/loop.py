@@ -41,10 +41,11 @@ def train(config: TrainConfig, *, progress: ProgressView | None = None) -> RunRe
     With ``resume`` a finished run is read back, and a killed one goes on to the same bits. Shows nothing unless
     ``progress`` is given. Changes no global state: random generators and thread counts are as before afterwards.
     """
-    view = progress or Quiet()
-    folder = RunFolder(config.out)
-    folder.check_free(resume=config.resume)
-    fabric = _fabric(config)
+    folder, fabric = RunFolder(config.out), _fabric(config)
+    # Of several processes only the first shows and writes.
+    view = progress if progress is not None and fabric.is_global_zero else Quiet()
+    if fabric.is_global_zero:
+        folder.check_free(resume=config.resume)
     with _own_torch_state(config, device=fabric.device):
         job = prepare(config, device=fabric.device, progress=view)
         try:
@@ -83,6 +84,13 @@ def _own_torch_state(config: TrainConfig, *, device: torch.device) -> Iterator[N
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _seed_torch(seed: int, *, device: torch.device) -> None:
+    """As `torch.manual_seed`, which without CUDA spends milliseconds on noting where it was called from."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Training:
@@ -153,7 +161,7 @@ class _Training:
         teacher_views, student_views = self._views(epoch)
         batches = self._batches(epoch=epoch)
         # A student with dropout draws from torch's own generator: seeded by epoch, so that resuming changes nothing.
-        torch.manual_seed(derived_seed(config.seed, purpose=TORCH, epoch=epoch))
+        _seed_torch(derived_seed(config.seed, purpose=TORCH, epoch=epoch), device=self._job.device)
         self._job.student.train()
         self._accuracy.reset()
         total = 0.0

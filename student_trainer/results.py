@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -81,6 +82,7 @@ def write_record(folder: RunFolder, job: Job, *, resume: bool) -> None:
     folder.save_rows(job.selection.train)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the bits, and of Python."""
     return {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()}
@@ -148,7 +150,7 @@ def _result(job: Job, *, state: TrainState, accuracies: Mapping[str, float], val
         device=device_name(job.device),
         precision=config.precision,
         threads=torch.get_num_threads(),
-        versions=versions(),
+        versions=dict(versions()),
         command=config.command,
     )
 
