@@ -18,6 +18,9 @@ from cache.slot_index import SlotIndex
 from cache.tail import Entry, Tail
 from shared.descriptions import DatasetDescription, TeacherDescription
 
+Kind = frozenset[tuple[str, str]]
+"""Outputs with their dtypes."""
+
 
 class Place(NamedTuple):
     """Where an answer lies: a cache of the ledger, and a slot of it."""
@@ -58,6 +61,9 @@ class CacheHandle:
         self.dataset = dataset
         self.specs = specs
         """Its outputs, in the order of their bytes in the journal."""
+        self.outputs = {spec.name: spec.dtype for spec in specs}
+        """Name -> dtype of what it keeps."""
+        self.kind = kind_of(self.outputs)
         self.folded = folded
         """Slots that are in Zarr."""
         self.tail = Tail(specs, start=folded - folded % BLOCK_SLOTS)
@@ -67,11 +73,6 @@ class CacheHandle:
         self._slots = SlotIndex(num_rows=dataset.rows)
         self._whole: dict[str, SlotArray] = {}
         self.map_whole_blocks()
-
-    @property
-    def outputs(self) -> dict[str, str]:
-        """Name -> dtype of what it keeps."""
-        return {spec.name: spec.dtype for spec in self.specs}
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -164,6 +165,6 @@ class CacheHandle:
         return self.aliases.get(slot, Place(self.index, slot).number)
 
 
-def kind_of(outputs: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+def kind_of(outputs: Mapping[str, str]) -> Kind:
     """What must agree for one cache's answer to serve another: outputs with their dtypes."""
     return frozenset(outputs.items())

@@ -48,7 +48,9 @@ class KeyIndex:
         self._numbers = np.insert(self._numbers, at, numbers[order])
 
     def _search(self, key: bytes) -> int | None:
-        prefix = np.frombuffer(key[:8], dtype=">u8").astype(np.uint64)[0]
+        if not len(self._prefixes):
+            return None
+        prefix = np.uint64(int.from_bytes(key[:8]))
         at = int(np.searchsorted(self._prefixes, prefix))
         # Keys that share a prefix lie side by side; the whole key decides.
         while at < len(self._prefixes) and self._prefixes[at] == prefix:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.atomic_file import make_folders
 from cache.fold import fold_block, recover_block
-from cache.handle import CacheHandle, Place, kind_of
+from cache.handle import CacheHandle, Kind, Place
 from cache.journal import read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
@@ -30,8 +30,6 @@ from cache.records import CacheRecord, check_same_dataset, insert_record, read_r
 from cache.zarr_documents import array_document, read_attributes, read_document
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import CorruptCacheError, InputError
-
-Kind = frozenset[tuple[str, str]]
 
 
 def prepare_folder(path: Path) -> None:
@@ -111,25 +109,26 @@ class Teachers:
             self._load_teacher(self._records[cache].teacher.id)
         return self.loaded()
 
-    def find(self, teacher_id: str, key: bytes, *, outputs: Mapping[str, str] | None) -> int | None:
+    def find(self, teacher_id: str, key: bytes, *, kind: Kind | None) -> int | None:
         """Number of the place that first answered a key with (at least) these outputs."""
         self._load_teacher(teacher_id)
-        wanted = frozenset() if outputs is None else kind_of(outputs)
         kinds = self._keys.get(teacher_id, {})
+        wanted: Kind = frozenset() if kind is None else kind
         # The same outputs first: a wider cache may have answered later.
-        for kind in sorted(kinds, key=lambda kind: kind != wanted):
-            if kind >= wanted and (number := kinds[kind].get(key)) is not None:
+        if wanted in kinds and (number := kinds[wanted].get(key)) is not None:
+            return number
+        for other, index in kinds.items():
+            if other > wanted and (number := index.get(key)) is not None:
                 return number
         return None
 
-    def find_parts(self, teacher_id: str, key: bytes, *, outputs: Mapping[str, str]) -> dict[str, int]:
+    def find_parts(self, teacher_id: str, key: bytes, *, kind: Kind) -> dict[str, int]:
         """For a key that no cache answers in full: which place first gave which of these outputs."""
         kinds = self._keys.get(teacher_id, {})
-        wanted = kind_of(outputs)
-        if not kinds.keys() - {wanted}:
+        if kinds.keys() <= {kind}:
             return {}
-        parts = {kind: number for kind, index in kinds.items() if (number := index.get(key)) is not None}
-        return {name: number for kind, number in parts.items() for name, _ in kind & wanted}
+        parts = {other: number for other, index in kinds.items() if (number := index.get(key)) is not None}
+        return {name: number for other, number in parts.items() for name, _ in other & kind}
 
     def add_key(self, teacher_id: str, *, kind: Kind, key: bytes, number: int) -> None:
         """A key was answered for the first time."""
@@ -203,7 +202,7 @@ class Teachers:
                 first[list(handle.aliases)] = False
                 slots = np.flatnonzero(first)
                 numbers = slots + (handle.index << SLOT_BITS)
-                kinds.setdefault(kind_of(handle.outputs), KeyIndex()).extend(handle.all_keys()[slots], numbers)
+                kinds.setdefault(handle.kind, KeyIndex()).extend(handle.all_keys()[slots], numbers)
         self._keys[teacher_id] = kinds
 
     def _load(self, record: CacheRecord) -> CacheHandle:

@@ -7,14 +7,12 @@ import sqlite3
 from collections.abc import Sequence
 
 from cache.batch import AnswerBatch
-from cache.handle import CacheHandle, Place, kind_of, place_from
+from cache.handle import CacheHandle, Kind, Place, place_from
 from cache.journal import insert_entries
 from cache.layout import ArraySpec, Bytes
 from cache.ledger import Ledger
 from cache.opening import Teachers
 from cache.tail import Entry
-
-Kind = frozenset[tuple[str, str]]
 
 
 class Stage:
@@ -79,8 +77,8 @@ class Stage:
         return handles
 
     def _find(self, cache: CacheHandle, key: bytes) -> int | None:
-        staged = self._keys.get((cache.teacher.id, kind_of(cache.outputs), key))
-        return self._teachers.find(cache.teacher.id, key, outputs=cache.outputs) if staged is None else staged
+        staged = self._keys.get((cache.teacher.id, cache.kind, key))
+        return self._teachers.find(cache.teacher.id, key, kind=cache.kind) if staged is None else staged
 
     def _slot_of(self, cache: CacheHandle, *, row: int, view: int) -> int | None:
         staged = self._slots.get((cache.index, row, view))
@@ -97,7 +95,7 @@ class Stage:
             entry = entry._replace(answers=self._first_said(cache, entry=entry))
         place = self._append(cache, entry=entry)
         if known is None:
-            self._keys[cache.teacher.id, kind_of(cache.outputs), entry.key] = place.number
+            self._keys[cache.teacher.id, cache.kind, entry.key] = place.number
         else:
             self._aliases[place.number] = known
         return place
@@ -113,7 +111,7 @@ class Stage:
 
     def _first_said(self, cache: CacheHandle, *, entry: Entry) -> bytes:
         """The answers of an entry, but for outputs that a cache of another kind holds: what was said first stays."""
-        said = self._teachers.find_parts(cache.teacher.id, entry.key, outputs=cache.outputs)
+        said = self._teachers.find_parts(cache.teacher.id, entry.key, kind=cache.kind)
         if not said:
             return entry.answers
         parts, at = [], 0

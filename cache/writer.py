@@ -116,7 +116,7 @@ class CacheWriter:
         With ``cache``, only an answer that has all of its outputs in its dtypes.
         """
         with self._lock:
-            number = self._teachers.find(teacher_id, key, outputs=None if cache is None else cache.outputs)
+            number = self._teachers.find(teacher_id, key, kind=None if cache is None else cache.kind)
             return None if number is None else place_from(number)
 
     def read(self, places: Sequence[Place], names: Sequence[str]) -> dict[str, AnyArray]:

@@ -318,8 +318,10 @@ class TestKeeping:
         assert train.num_slots == 1
         assert run_of(writer)["charged"] == 1
         database.execute("PRAGMA max_page_count = 1000000")
+        keep(writer, train, [3])
+        assert run_of(writer)["charged"] == 2
         assert len(writer.commit(train, run="default", reservation=reservation, keys=keys_of(rows), **given)) == 2000
-        assert run_of(writer)["teacher_calls"] == 2001
+        assert run_of(writer)["teacher_calls"] == 2002
 
 
 class TestPaying:
