@@ -4,6 +4,7 @@ Shape key: B images, C classes, D feature width, H height, W width.
 """
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile
@@ -19,6 +20,7 @@ from shared.models.export_safety import vetted_archive
 PASSES_THROUGH = {"view", "reshape", "flatten", "squeeze", "clone", "contiguous", "dropout", "_to_copy", "to", "alias"}
 POOLS = {"mean", "adaptive_avg_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "relu", "relu_"}
 """Operations between the head and the output: any head, and only a 1x1 convolution's."""
+CONVOLUTIONS = {"conv2d", "convolution"}
 REMEDY = (
     "export a classifier whose one output is the logits [B, C] of its last Linear (or 1x1 convolution, then pooled)"
 )
@@ -40,17 +42,19 @@ def load_exported(path: Path, *, trust_export: bool = False) -> GraphModule:
         raise InputError(f"{path} is not a program of torch.export.save that this torch can load: {reason}") from error
 
 
-def expose_features(model: GraphModule) -> tuple[nn.Module, int, int]:
-    """The same program with outputs (logits, head's input), its C and its D."""
+def expose_features(model: GraphModule) -> tuple[nn.Module, int, int, bool]:
+    """The same program with outputs (logits, head's input), C, D, and whether the input is a map [B, D, H, W]."""
     _, output = _ends(model)
     head = _head(output)
     activation = head.args[1] if _operation(head) == "addmm" else head.args[0]
-    classes, width = int(_shape(output)[-1]), int(_shape(activation)[1])
+    is_map = _operation(head) in CONVOLUTIONS
+    sides = [int(side) for side in _shape(activation)[1:]]
+    classes, width = int(_shape(output)[-1]), sides[0] if is_map else math.prod(sides)
     graph = model.graph
     graph.set_codegen(CodeGen())
     graph.output_node().args = ((output, activation),)
     model.recompile()
-    return model, classes, width
+    return model, classes, width, is_map
 
 
 def fixed_sizes(model: GraphModule) -> tuple[int | None, int | None, int | None]:
@@ -77,7 +81,7 @@ def _head(output: Node) -> Node:
         name = _operation(node)
         if name in {"linear", "addmm"} and not pooled:
             return node
-        if name in {"conv2d", "convolution"} and tuple(_shape(node.args[1])[2:]) == (1, 1):
+        if name in CONVOLUTIONS and tuple(_shape(node.args[1])[2:]) == (1, 1):
             return node
         pooled = pooled or name in POOLS
         if name not in PASSES_THROUGH | POOLS or not isinstance(node.args[0], Node):

@@ -48,8 +48,8 @@ class LogitsAndFeatures(nn.Module):
         super().__init__()
         self.is_export = isinstance(model, GraphModule)
         if isinstance(model, GraphModule):
-            model, classes, width = expose_features(model)
-            self.head = Head(name="", classes=classes, feature_width=width, is_convolution=False, image_size=None)
+            model, classes, width, is_map = expose_features(model)
+            self.head = Head(name="", classes=classes, feature_width=width, is_convolution=is_map, image_size=None)
         else:
             self.head = find_head(model, image_size=image_size)
         self.model = model
@@ -68,7 +68,7 @@ class LogitsAndFeatures(nn.Module):
         """Logits [B, C] and features [B, D]."""
         if self.is_export:
             logits, features = self.model(images_B3HW)
-            return logits, _vectors(features, of_map=features.ndim == 4)
+            return logits, _vectors(features, of_map=self.head.is_convolution)
         inputs: list[Tensor] = []
         # Attached for this call only, so that copies of this module capture their own head's input.
         handle = self.model.get_submodule(self.head.name).register_forward_pre_hook(

@@ -123,6 +123,11 @@ def _architecture(path: Path) -> str:
     architecture = read_metadata(path).architecture
     if not architecture:
         raise InputError(f"{path} does not say its architecture; use --teacher zoo:NAME --weights {path}")
+    if parse_spec(architecture)[0] in {"python", "export"}:
+        # A file of weights must not decide which code runs.
+        raise InputError(
+            f"{path} was made with {architecture[:80]}; use --teacher {architecture[:80]} --weights {path}"
+        )
     return architecture
 
 

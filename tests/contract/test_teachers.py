@@ -124,6 +124,7 @@ def test_weights_preprocessing_precision_and_classes_are_all_in_the_id(specs: di
 
 def test_the_same_weights_in_another_file_are_the_same_teacher(tmp_path: Path) -> None:
     model = build_model("resnet8", classes=CLASSES, seed=8)
+    model.get_buffer("bn1.num_batches_tracked").fill_(5)
     save_checkpoint(tmp_path / "w.safetensors", model, metadata=CheckpointMetadata(classes=CLASSES))
     torch.save({name: t for name, t in model.state_dict().items() if "num_batches" not in name}, tmp_path / "w.pth")
     first = load("zoo:resnet8", weights=tmp_path / "w.safetensors")
@@ -234,6 +235,9 @@ def test_a_download_that_fails_is_one_line_with_a_remedy(hub_folder: Path, monke
 def refusals(tmp_path: Path) -> dict[str, tuple[type[InputError], Callable[[], Teacher]]]:
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, build_model("zoo:wrn_10_1", classes=CLASSES), metadata=CheckpointMetadata(classes=CLASSES))
+    python = tmp_path / "python.safetensors"
+    metadata = CheckpointMetadata(architecture="python:net.py:build", classes=CLASSES)
+    save_checkpoint(python, build_model("zoo:wrn_10_1", classes=CLASSES), metadata=metadata)
     return {
         "other.safetensors does not hold the weights of this CifarResNet: missing": (
             IdentityError,
@@ -248,11 +252,12 @@ def refusals(tmp_path: Path) -> dict[str, tuple[type[InputError], Callable[[], T
         "did you mean resnet8": (UnknownNameError, lambda: load("zoo:resnet88")),
         "brings its own weights": (InputError, lambda: load("export:x.pt2", weights=other)),
         "holds weights already": (InputError, lambda: load(str(other), weights=other)),
+        "use --teacher python:net.py:build --weights": (InputError, lambda: load(str(python))),
         "no weights file nowhere.safetensors": (InputError, lambda: load("nowhere.safetensors")),
     }
 
 
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(12))
 def test_what_cannot_be_loaded_is_refused_in_one_line_with_the_remedy(number: int, tmp_path: Path) -> None:
     said, (kind, attempt) = list(refusals(tmp_path).items())[number]
     with pytest.raises(kind) as caught:

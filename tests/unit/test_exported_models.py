@@ -84,6 +84,39 @@ def test_a_program_with_two_heads_is_refused(tmp_path: Path, summed: bool, said:
         LogitsAndFeatures(load_exported(path))
 
 
+class LinearEnd(nn.Module):
+    """A linear layer, then what the test says."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.end, self.stem, self.head = end, nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stem(x)
+        if self.end == "squeezed":
+            squeezed: Tensor = self.head(maps.mean(dim=(2, 3))[:, None, None]).squeeze(1).squeeze(1)
+            return squeezed
+        averaged: Tensor = self.head(maps.flatten(2).transpose(1, 2)).mean(dim=1)
+        return averaged
+
+
+def test_a_program_whose_linear_layer_has_empty_dimensions_gives_vectors(tmp_path: Path) -> None:
+    model = LinearEnd("squeezed").eval()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        loaded = LogitsAndFeatures(load_exported(export(model, tmp_path / "x.pt2")))
+        logits, features = loaded(images)
+        torch.testing.assert_close(features, model.stem(images).mean(dim=(2, 3)))
+        torch.testing.assert_close(logits, model(images))
+    assert loaded.feature_width == 6
+
+
+def test_a_program_that_averages_a_linear_layer_over_places_is_refused(tmp_path: Path) -> None:
+    path = export(LinearEnd("averaged"), tmp_path / "x.pt2")
+    with pytest.raises(InputError, match="come from linear"):
+        LogitsAndFeatures(load_exported(path))
+
+
 class RunsCode:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("PICKLE RAN",))
@@ -127,13 +160,20 @@ def test_an_archive_that_could_run_code_is_refused_saying_what_was_found(
 
 
 @pytest.mark.parametrize(
-    "name", ["data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/aotinductor/m.so"]
+    ("name", "said"),
+    [
+        ("data/constants/custom_obj_0", "a pickled object"),
+        ("data/constants/opaque_obj_0", "a pickled object"),
+        ("data/aotinductor/m.so", "an entry that a plain program does not have"),
+    ],
 )
-def test_entries_that_plain_programs_do_not_have_are_refused(exported: Path, tmp_path: Path, name: str) -> None:
+def test_entries_that_plain_programs_do_not_have_are_refused(
+    exported: Path, tmp_path: Path, name: str, said: str
+) -> None:
     path = edited(exported, into=tmp_path, edit=lambda _name, content: content)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{archive.namelist()[0].split('/')[0]}/{name}", pickle.dumps(RunsCode()))
-    with pytest.raises(InputError, match="trust-export"):
+    with pytest.raises(InputError, match=f"{said}.*trust-export"):
         load_exported(path)
 
 

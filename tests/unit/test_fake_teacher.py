@@ -39,7 +39,7 @@ def test_a_fake_teacher_tells_images_apart_and_keeps_its_contract() -> None:
 
 
 def test_a_flat_image_has_its_grey_level_as_every_feature() -> None:
-    flat = np.full((9, 6, 3), 255, dtype=np.uint8)
+    flat = np.full((3, 6, 3), 255, dtype=np.uint8)
     features = FakeTeacher(classes=2).answer([flat])["features"]
     np.testing.assert_allclose(features, 1.0, atol=1e-4)
     np.testing.assert_allclose(FakeTeacher(classes=2).answer([flat * 0])["features"], -1.0, atol=1e-4)

@@ -17,7 +17,7 @@ def picture(height: int, width: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 61), (61, 40), (300, 210), (9, 33)])
-@pytest.mark.parametrize(("resize", "crop", "name"), [(40, 32, "bilinear"), (33, 28, "bicubic"), (20, 24, "bilinear")])
+@pytest.mark.parametrize(("resize", "crop", "name"), [(40, 32, "bilinear"), (33, 28, "bicubic"), (21, 24, "bilinear")])
 def test_resize_and_crop_equal_torchvisions(size: tuple[int, int], resize: int, crop: int, name: str) -> None:
     image = picture(*size)
     ours = Preprocessing(mean=GREY, std=GREY, resize=resize, crop=(crop, crop), interpolation=name)
