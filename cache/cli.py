@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cache.info import describe_cache
+from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.command import run_command
+from shared.errors import CorruptCacheError
 
 app = typer.Typer(
     name="logit-cache",
@@ -59,6 +61,17 @@ def fold(path: CachePath) -> None:
     describe_cache(path)
     with CacheWriter.open(path) as writer:
         writer.fold()
+
+
+@app.command()
+def verify(path: CachePath) -> None:
+    """Re-read every checksum; ends with exit code 5 where something is damaged. Stop the server first."""
+    findings = list(find_damage(path))
+    for finding in findings:
+        print(finding)
+    if findings:
+        raise CorruptCacheError(f"{len(findings)} findings in {path}: restore what they name from a copy of the cache")
+    print(f"{path} is sound")
 
 
 def _cache_table(entry: dict[str, Any]) -> Table:

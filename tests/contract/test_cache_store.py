@@ -345,6 +345,13 @@ class TestPaying:
         assert caught.value.remaining == 2
         assert run_of(writer)["remaining"] == 2
 
+    def test_answers_that_nobody_reserved_are_not_kept(self, writer: CacheWriter, train: CacheHandle) -> None:
+        reservation = writer.reserve(run="default", cache=train, calls=1)
+        given: dict[str, Any] = {"views": [0, 0], "labels": [0, 0], "outputs": answers_of([1, 2])}
+        with pytest.raises(InputError, match="2 answers, but only 1 of 1 calls are open"):
+            writer.commit(train, run="default", reservation=reservation, keys=keys_of([1, 2]), rows=[1, 2], **given)
+        assert train.num_slots == 0
+
     def test_released_calls_come_back_and_failed_ones_do_not(self, writer: CacheWriter, train: CacheHandle) -> None:
         reservation = writer.reserve(run="default", cache=train, calls=5)
         assert writer.ledger_counts()["reserved"] == 5

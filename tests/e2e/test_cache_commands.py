@@ -132,6 +132,21 @@ def test_a_wrong_path_and_a_locked_cache_have_their_exit_codes(writer: CacheWrit
     assert logit_cache("fold", writer.path).returncode == 0
 
 
+def test_verify_finds_a_flipped_bit_wherever_it_is(writer: CacheWriter) -> None:
+    writer.close()
+    assert logit_cache("verify", writer.path).returncode == 0
+    group = writer.path / "data.zarr" / "fake-000000000000" / "toy" / "train"
+    for name in ("keys", "logits"):
+        chunk = next((group / name).glob("c.*"))
+        data = bytearray(chunk.read_bytes())
+        data[1] ^= 4
+        chunk.write_bytes(data)
+    done = logit_cache("verify", writer.path)
+    assert done.returncode == 5
+    assert [("keys" in line, "logits" in line) for line in done.stdout.splitlines()] == [(False, True), (True, False)]
+    assert "2 findings" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [

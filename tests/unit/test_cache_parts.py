@@ -22,6 +22,7 @@ from cache.checksum import add_segment, check_segments, drop_segments, read_segm
 from cache.fold import write_chunks
 from cache.key_index import KeyIndex
 from cache.layout import ArraySpec, dataset_folder, output_specs
+from cache.ledger import Ledger
 from cache.lock import WriterLock
 from cache.slot_index import SlotIndex
 from shared.errors import CacheLockedError, CorruptCacheError, DiskFullError, InputError, UnknownNameError
@@ -200,3 +201,19 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     holder.stdin.close()
     holder.stdout.close()
     WriterLock(tmp_path).release()
+
+
+def test_charges_of_a_transaction_that_failed_are_forgotten(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.charges.note("default", [3])
+    with pytest.raises(KeyboardInterrupt), ledger.transaction():
+        ledger.charges.stage("default", [1, 2, 3])
+        raise KeyboardInterrupt
+    assert ledger.charges.charged("default") == 1
+    with ledger.transaction():
+        ledger.charges.stage("default", [5])
+    assert ledger.charges.charged("default") == 2
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.charges.charged("default") == 2
+    again.close()
