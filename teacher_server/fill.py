@@ -15,8 +15,8 @@ from shared.datasets.base import ImageDataset
 from teacher_server.answering import Answering, Answers
 from teacher_server.questions import RowsQuestion
 
-BATCHES_IN_FLIGHT = 4
-"""One with the teacher, one being loaded, one being committed, one waiting."""
+BATCHES_IN_FLIGHT = 3
+"""One with the teacher, one being loaded, one being committed. A crash costs the attempts of these and no more."""
 
 
 @dataclass(slots=True)

@@ -34,6 +34,13 @@ def ask_at_once(url: str, bodies: list[list[bytes]]) -> list[httpx.Response]:
     return [response for responses in asyncio.run(everyone()) for response in responses]
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_sixty_four_clients_asking_for_one_image_cause_one_call(launch_server: Callable, tmp_path: Path) -> None:
     server = launch_server(tmp_path / "store")
     responses = ask_at_once(server.url, [[upload(1)] * 2] * CLIENTS)
@@ -134,7 +141,7 @@ def test_sigterm_answers_and_keeps_what_was_asked(launch_server: Callable, tmp_p
         )
     )
     asking.start()
-    time.sleep(0.4)
+    wait_for(lambda: server.ledger()["attempts"] == 3)
     assert server.stop(signal.SIGTERM) == 0
     asking.join()
     server = launch_server(tmp_path / "store", *options, teacher=f"python:{teacher}:build")
@@ -147,13 +154,14 @@ def test_sigterm_answers_and_keeps_what_was_asked(launch_server: Callable, tmp_p
 
 def test_a_client_that_leaves_changes_nothing(launch_server: Callable, tmp_path: Path) -> None:
     server = launch_server(tmp_path / "store", "--max-delay-ms", "300")
+    impatient = httpx.Timeout(10, read=0.05)
     try:
-        httpx.post(f"{server.url}/v1/images", content=upload(1), headers=HEADERS, timeout=0.1)
+        httpx.post(f"{server.url}/v1/images", content=upload(1), headers=HEADERS, timeout=impatient)
     except httpx.TimeoutException:
         pass
     else:
         raise AssertionError("the client was meant to leave before the answer")
-    time.sleep(0.8)
+    wait_for(lambda: server.ledger()["teacher_calls"] == 1)
     again = httpx.post(f"{server.url}/v1/images", content=upload(1), headers=HEADERS, timeout=30).json()
 
     assert (again["cached"], again["teacher_calls"]) == ([True], 0)

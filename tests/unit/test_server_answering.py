@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,27 @@ def test_a_caller_that_leaves_changes_nothing_for_those_who_joined(bench: Bench)
     assert answers.teacher_calls == 0
     assert len(bench.asked_images()) == 1
     assert bench.writer.ledger_counts()["teacher_calls"] == 1
+
+
+def test_a_caller_that_leaves_while_paying_has_paid_for_an_answer_that_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve_all = bench.writer.reserve_all
+
+    def slowly(requests: Any) -> Any:
+        time.sleep(0.1)
+        return reserve_all(requests)
+
+    async def story(answering: Answering) -> None:
+        monkeypatch.setattr(bench.writer, "reserve_all", slowly)
+        asked = asyncio.create_task(bench.ask(answering, 1))
+        await until(lambda: answering.waiting_images == 1)
+        asked.cancel()
+        await until(lambda: bench.cache.place_of(1) is not None)
+
+    bench.run(story)
+    counts = bench.writer.ledger_counts()
+    assert (counts["attempts"], counts["teacher_calls"], counts["reserved"]) == (1, 1, 0)
 
 
 def test_a_deadline_tells_the_caller_and_keeps_the_answer(bench: Bench) -> None:
