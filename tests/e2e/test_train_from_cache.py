@@ -359,3 +359,33 @@ def test_training_changes_nothing_in_the_cache(config: TrainConfig, store_path: 
     train(replace(config, epochs=1))
     assert contents() == before
     assert CacheReader.open(store_path).present().sum() == ROWS
+
+
+SIZES = """
+import numpy as np
+
+def sizes(split):
+    random = np.random.default_rng(0)
+    shapes = [(8, 8 + row % 3, 3) for row in range(24)]
+    return [(random.integers(0, 256, size=shape, dtype=np.uint8), row % 3) for row, shape in enumerate(shapes)]
+"""
+
+
+def test_images_of_different_sizes_train_a_student_of_one_size(tmp_path: Path) -> None:
+    (tmp_path / "sizes.py").write_text(SIZES)
+    config = TrainConfig(
+        dataset=f"python:{tmp_path / 'sizes.py'}:sizes",
+        student="zoo:resnet8",
+        teacher="fake:3",
+        val=0.0,
+        epochs=1,
+        tensorboard=False,
+        out=tmp_path / "run",
+    )
+    with pytest.raises(InputError, match="--image-size N"):
+        train(config)
+    with pytest.raises(InputError, match="--student-views fresh or clean"):
+        train(replace(config, image_size=8, teacher_views="1-3"))
+    result = train(replace(config, image_size=8, teacher_views="1-3", student_views="fresh"))
+    assert result.teacher_calls == 24
+    assert load_teacher(str(config.out / "last.safetensors"), device="cpu").input == (8, 8)
