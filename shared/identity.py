@@ -19,7 +19,7 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 def check_name(name: str, *, what: str) -> str:
     """Return ``name`` if it may stand in a path, a URL and a Zarr group; else raise `UnknownNameError`."""
-    if not NAME_PATTERN.match(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise UnknownNameError(
             f"{what} {name[:80]!r} is not a name: 1 to 64 of a-z 0-9 . _ - starting with a letter or digit"
         )
