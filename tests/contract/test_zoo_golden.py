@@ -101,7 +101,9 @@ def test_a_zoo_network_trains_as_published(name: str, golden: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
-@pytest.mark.parametrize("name", ["resnet8", "wrn_10_1", "vgg8", "vgg16", "vgg19", "MobileNetV2", "ShuffleV1", "ShuffleV2"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn_10_1", "vgg8", "vgg16", "vgg19", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+)
 def test_a_zoo_network_takes_images_of_8_pixels_and_fewer(name: str, size: tuple[int, int]) -> None:
     model = find_network(name)[1](classes=10).eval()
     with torch.inference_mode():
