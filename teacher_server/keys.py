@@ -44,5 +44,6 @@ def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"# teacher-server keys, one per line\n{secrets.token_urlsafe(32)}\n")
+        # The key alone, so that `cat FILE` gives what a client has to send.
+        file.write(f"{secrets.token_urlsafe(32)}\n")
     log.warning("made a fresh API key in %s; send it as: Authorization: Bearer KEY", path)
