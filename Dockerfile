@@ -25,6 +25,8 @@ RUN pip install --no-deps . \
     && useradd --uid 10001 --create-home teachonce \
     && install --directory --owner teachonce --group teachonce /data /runs
 
+# Libraries keep small files in the home folder; the root is read-only, and /tmp is not.
+ENV HOME=/tmp
 # Never /app or a folder that holds `cache`: a volume mounted over the package would hide it.
 WORKDIR /home/teachonce
 USER 10001
