@@ -39,6 +39,11 @@ class FolderSource(SplitSource):
         """Split name -> folder; the training split first."""
         base = Path(self.spec.argument)
         folders = split_folders(base)
+        if not folders and any(is_image_name(entry.name) for entry in _entries(base)):
+            raise InputError(
+                f"images lie directly in {base}, so nothing says their classes: put them into one folder per class, "
+                f"{base}/CLASS/FILE, or name the folder above if {base.name} is a class"
+            )
         if not folders:
             raise InputError(
                 f"no images below {base}: expected {base}/CLASS/FILE or {base}/SPLIT/CLASS/FILE with files ending in "

@@ -22,6 +22,7 @@ SOURCES: dict[str, type[SplitSource]] = {
     "python": PythonSource,
 }
 FORMS = "digits, torchvision:CIFAR100, folder:PATH, python:FILE.py:FUNCTION, each with /SPLIT"
+FOLDER_FORMS = "expected PATH/CLASS/FILE or PATH/SPLIT/CLASS/FILE"
 TEST_SPLITS = ("test", "val", "valid", "validation")
 """What a test split may be called, the first that exists wins."""
 SPEC_PATTERN = re.compile(r"(?:(?P<name>[^=:/]+)=)?(?P<kind>[a-z]+)(?::(?P<argument>.+)|/(?P<split>.+))?", re.DOTALL)
@@ -49,7 +50,8 @@ def parse_dataset(text: str) -> DatasetSpec:
     try:
         check_name(name, what="data set")
     except UnknownNameError as error:
-        raise UnknownNameError(f"{error}; give it one: NAME={text[:80]}") from error
+        form = text.strip().removeprefix(f"{found['name']}=")
+        raise UnknownNameError(f"{error}; give it one: NAME={form[:80]}") from error
     return DatasetSpec(
         name=name, kind=kind, argument=argument, split=check_name(split.lower(), what="split") if split else None
     )
@@ -70,13 +72,21 @@ def _parse_function(argument: str) -> tuple[str, str, str | None]:
 
 def _parse_folder(argument: str) -> tuple[str, str, str | None]:
     path = Path(argument).expanduser().absolute()
-    is_split = is_split_folder(path)
     if not path.is_dir():
-        if not split_folders(path.parent):
-            raise InputError(f"no folder {path}: expected PATH/CLASS/FILE or PATH/SPLIT/CLASS/FILE")
-        is_split = True  # a split that its data set lacks: opening it names those it has
+        raise _no_folder(path)
+    is_split = is_split_folder(path)
     base = path.parent if is_split else path
     return str(base), base.name.lower(), path.name if is_split else None
+
+
+def _no_folder(path: Path) -> InputError:
+    if path.exists():
+        return InputError(f"{path} is a file, not a folder; {FOLDER_FORMS}")
+    # Looked for only where a data set may lie: the root of a disk has a great many pictures two folders below it.
+    splits = split_folders(path.parent) if path.parent.name else {}
+    if splits:
+        return UnknownNameError(f"folder {path} does not exist; {path.parent} has {', '.join(splits)}")
+    return InputError(f"folder {path} does not exist; {FOLDER_FORMS}")
 
 
 def open_dataset(

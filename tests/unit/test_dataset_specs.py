@@ -79,6 +79,11 @@ def test_a_name_that_cannot_stand_in_a_url_is_refused_with_the_way_out(tmp_path:
     assert open_dataset(f"mine=folder:{tmp_path}/Mein Ordner/train").name == "mine/train"
 
 
+def test_a_bad_name_is_not_repeated_in_the_way_out() -> None:
+    with pytest.raises(UnknownNameError, match=r"'my digits' is not a name.*give it one: NAME=digits/test$"):
+        parse_dataset("my digits=digits/test")
+
+
 @pytest.mark.parametrize("text", ["digits/val", "digits/Train/x"])
 def test_an_unknown_split_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(UnknownNameError):
@@ -88,13 +93,31 @@ def test_an_unknown_split_is_refused_with_the_known_ones(text: str) -> None:
 
 
 def test_an_unknown_split_of_a_folder_is_refused_with_the_known_ones(pets: Path) -> None:
-    with pytest.raises(UnknownNameError, match="'pets' has no split 'test'; it has train, extra, val"):
+    with pytest.raises(UnknownNameError, match=r"ets/test does not exist; .*ets has train, extra, val"):
         open_dataset(f"folder:{pets}/test")
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder .*/nowhere/train: expected PATH/CLASS/FILE"):
+    with pytest.raises(InputError, match=r"folder .*/nowhere/train does not exist; expected PATH/CLASS/FILE"):
         parse_dataset(f"folder:{tmp_path}/nowhere/train")
+
+
+def test_a_folder_missing_from_the_root_of_the_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Real roots often hold pictures two folders down; they are no data set that this could be a split of.
+    monkeypatch.setattr("shared.datasets.spec.split_folders", lambda base: {"usr": base / "usr"})
+    with pytest.raises(InputError, match=r"folder /nowhere-at-all does not exist; expected PATH/CLASS/FILE"):
+        parse_dataset("folder:/nowhere-at-all")
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pictures.zip").touch()
+    with pytest.raises(InputError, match=r"pictures.zip is a file, not a folder; expected PATH/CLASS/FILE"):
+        parse_dataset(f"folder:{tmp_path}/pictures.zip")
+
+
+def test_images_without_class_folders_say_so(pets: Path) -> None:
+    with pytest.raises(InputError, match=r"images lie directly in .*one folder per class.*name the folder above"):
+        open_splits(f"folder:{next((pets / 'train').iterdir())}")
 
 
 def test_a_folder_without_images_says_what_was_expected(tmp_path: Path) -> None:
