@@ -5,6 +5,7 @@ RUN/config.json  metrics.jsonl  results.json  rows.npy  state.pt  best.safetenso
 
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class RunFolder:
         self.check_free(resume=resume)
         config_path = self.path / CONFIG
         if config_path.exists():
-            self._check_same(json.loads(config_path.read_text()), record)
+            self._check_same(_read_json(config_path), record)
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json(CONFIG, record)
@@ -76,8 +77,8 @@ class RunFolder:
             return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise CorruptCacheError(f"cannot read {path}: {error}; remove it to start this run again") from error
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise CorruptCacheError(f"cannot read {path}: it is damaged; remove it to start this run again") from error
         return dict(state)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ class RunFolder:
     def load_results(self) -> dict[str, Any] | None:
         """The results of a finished run, or None."""
         path = self.path / RESULTS
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        return _read_json(path) if path.exists() else None
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         with self._replacing(name) as temporary:
@@ -107,6 +108,13 @@ class RunFolder:
 
     def _replacing(self, name: str) -> "_Replacing":
         return _Replacing(self.path / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise CorruptCacheError(f"cannot read {path}: it is damaged; remove it to start this run again") from error
 
 
 class _Replacing:

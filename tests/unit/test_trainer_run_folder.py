@@ -63,3 +63,14 @@ def test_lines_of_epochs_that_run_again_are_dropped(tmp_path: Path) -> None:
         folder.append_metrics({"epoch": epoch})
     folder.keep_metrics(epochs=2)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == ['{"epoch": 1}', '{"epoch": 2}']
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "state.pt"])
+def test_a_file_of_something_else_says_what_to_do(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.enter(RECORD, resume=True)
+    (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(CorruptCacheError, match=rf"cannot read .*{name}: it is damaged; remove it"):
+        folder.enter(RECORD, resume=True)
+        folder.load_results()
+        folder.load_state()
