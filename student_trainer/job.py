@@ -78,6 +78,7 @@ class Job:
         return {
             "data_fingerprint": self.train_set.fingerprint,
             "teacher_id": self.targets.description.id if self.targets is not None else None,
+            "training_rows": self.selection.summary(),
         }
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 Shape key: N training rows.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ class Selection:
     """Held out for validation; only their labels are used."""
     answered: NDArray[np.bool_]
     """bool [N]: which training rows have teacher answers."""
+
+    def summary(self) -> str:
+        """The rows in a few words that differ where any row does: what a resumed run is held to."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.answered):
+            digest.update(f"{len(part)}:".encode("ascii") + part.tobytes())
+        return f"{len(self.train)} rows, {self.answered.sum()} answered, {digest.hexdigest()[:12]}"
 
 
 def read_rows(path: Path) -> NDArray[np.int64]:
@@ -77,6 +85,10 @@ def select_rows(config: TrainConfig, dataset: ImageDataset, *, present: Present 
         if len(rows) == 0:
             raise MissingRowsError(f"none of the rows of {dataset.name} has an answer; fill some first", rows=[])
     train, val = split_rows(rows, part=config.val, seed=config.seed)
+    if len(train) == 0:
+        raise InputError(
+            f"--val {config.val:g} leaves none of the {len(rows)} rows of {dataset.name} for training; use a smaller one"
+        )
     answered = np.ones(len(train), dtype=bool) if present is None else present(train)
     if present is not None and config.missing_policy != "label-only" and not answered.all():
         raise missing_rows(dataset, train[~answered], config=config)
@@ -94,9 +106,12 @@ def missing_rows(dataset: ImageDataset, rows: NDArray[np.int64], *, config: Trai
     elif config.rows is not None:
         which = f" --rows {config.rows}"
     views = "" if config.teacher_views == "0" else f" --views {config.teacher_views}"
+    # Without a split `fill` would pay for the test images too.
+    split = "/" + dataset.name.rpartition("/")[2]
+    spec = config.dataset if config.dataset.endswith(split) else config.dataset.rstrip("/") + split
     return MissingRowsError(
         f"{len(rows)} training rows of {dataset.name} have no answer in {config.cache}: {named}; fill them with"
-        f" `teacher-server fill --dataset {config.dataset} --cache {config.cache}{which}{views} --teacher ...`,"
+        f" `teacher-server fill --dataset {spec} --cache {config.cache}{which}{views} --teacher ...`,"
         " or use --missing skip or --missing label-only",
         rows=rows.tolist(),
     )

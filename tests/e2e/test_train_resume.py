@@ -9,9 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from cache.writer import CacheWriter
+from shared.datasets.spec import open_dataset
+from shared.errors import IdentityError
+from shared.fake_teacher import FakeTeacher
 from student_trainer.loop import TrainConfig, train
 from student_trainer.progress import EpochMetrics, Quiet
 
@@ -77,3 +82,36 @@ def test_a_training_killed_and_resumed_has_the_bits_of_one_that_was_not(tmp_path
     assert replace(resumed, **apart) == replace(whole, **apart)
     epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 25))
+
+
+def keep_answers(path: Path, *, rows: range) -> None:
+    digits, teacher = open_dataset("digits/train"), FakeTeacher(classes=10)
+    with CacheWriter.open(path) as writer:
+        writer.adopt(
+            writer.open_cache(teacher.description, digits.description, {"logits": "float16"}),
+            keys=digits.keys[list(rows)],
+            rows=list(rows),
+            views=[0] * len(rows),
+            labels=digits.labels[list(rows)],
+            outputs={"logits": teacher.answer(digits.images(list(rows)))["logits"]},
+        )
+
+
+def test_a_run_does_not_go_on_with_rows_that_were_answered_since(tmp_path: Path) -> None:
+    keep_answers(tmp_path / "cache", rows=range(30))
+    config = TrainConfig(
+        dataset="digits",
+        student="zoo:resnet8",
+        cache=str(tmp_path / "cache"),
+        missing="skip",
+        epochs=2,
+        val=0.0,
+        checkpoint_every_s=0.0,
+        tensorboard=False,
+        out=tmp_path / "run",
+    )
+    train(config)
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed at the very end
+    keep_answers(tmp_path / "cache", rows=range(30, 40))
+    with pytest.raises(IdentityError, match="training_rows was '30 rows, 30 answered, .*is '40 rows, 40 answered"):
+        train(replace(config, resume=True))

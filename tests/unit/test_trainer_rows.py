@@ -105,3 +105,30 @@ def test_label_only_keeps_all_rows_and_knows_which_are_answered() -> None:
 def test_no_answered_row_at_all_is_an_error(missing: str) -> None:
     with pytest.raises(MissingRowsError, match="none of the"):
         select_rows(config(missing=missing), dataset_of(), present=answered())
+
+
+def test_a_selection_s_summary_tells_any_other_rows_apart() -> None:
+    def summary(*, missing: str, present: Present) -> str:
+        return select_rows(config(missing=missing, val=0.0), dataset_of(), present=present).summary()
+
+    few = summary(missing="skip", present=answered(1, 2, 3))
+    assert few.startswith("3 rows, 3 answered, ")
+    assert few == summary(missing="skip", present=answered(1, 2, 3))
+    others = [("skip", answered(1, 2, 4)), ("label-only", answered(1, 2, 3)), ("label-only", answered(1, 2, 4))]
+    assert len({few, *(summary(missing=missing, present=present) for missing, present in others)}) == 4
+
+
+@pytest.mark.parametrize("loss_uses_teacher", [True, False])
+def test_a_validation_part_that_leaves_no_training_row_is_named(loss_uses_teacher: bool) -> None:
+    present = answered(*range(50)) if loss_uses_teacher else None
+    with pytest.raises(InputError, match="--val 0.99 leaves none of the 50 rows of toy/train for training"):
+        select_rows(config(val=0.99), dataset_of(), present=present)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [("digits", "digits/train"), ("digits/train", "digits/train"), ("toys=folder:a/toys", "toys=folder:a/toys/train")],
+)
+def test_the_command_that_fills_a_row_pays_for_the_training_split_only(dataset: str, named: str) -> None:
+    with pytest.raises(MissingRowsError, match=f"fill --dataset {named} --cache"):
+        select_rows(config(val=0.0, dataset=dataset), dataset_of(), present=answered(1))
