@@ -87,7 +87,8 @@ def select_rows(config: TrainConfig, dataset: ImageDataset, *, present: Present 
     train, val = split_rows(rows, part=config.val, seed=config.seed)
     if len(train) == 0:
         raise InputError(
-            f"--val {config.val:g} leaves none of the {len(rows)} rows of {dataset.name} for training; use a smaller one"
+            f"--val {config.val:g} leaves none of the {len(rows)} rows of {dataset.name} for training;"
+            " use a smaller one"
         )
     answered = np.ones(len(train), dtype=bool) if present is None else present(train)
     if present is not None and config.missing_policy != "label-only" and not answered.all():

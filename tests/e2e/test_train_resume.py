@@ -113,5 +113,5 @@ def test_a_run_does_not_go_on_with_rows_that_were_answered_since(tmp_path: Path)
     train(config)
     (tmp_path / "run" / "results.json").unlink()  # as if it had been killed at the very end
     keep_answers(tmp_path / "cache", rows=range(30, 40))
-    with pytest.raises(IdentityError, match="training_rows was '30 rows, 30 answered, .*is '40 rows, 40 answered"):
+    with pytest.raises(IdentityError, match=r"training_rows was '30 rows, 30 answered, .*is '40 rows, 40 answered"):
         train(replace(config, resume=True))

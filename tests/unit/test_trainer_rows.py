@@ -121,7 +121,7 @@ def test_a_selection_s_summary_tells_any_other_rows_apart() -> None:
 @pytest.mark.parametrize("loss_uses_teacher", [True, False])
 def test_a_validation_part_that_leaves_no_training_row_is_named(loss_uses_teacher: bool) -> None:
     present = answered(*range(50)) if loss_uses_teacher else None
-    with pytest.raises(InputError, match="--val 0.99 leaves none of the 50 rows of toy/train for training"):
+    with pytest.raises(InputError, match=r"--val 0\.99 leaves none of the 50 rows of toy/train for training"):
         select_rows(config(val=0.99), dataset_of(), present=present)
 
 
