@@ -212,6 +212,8 @@ class Answering:
             return
         if isinstance(outcome, TeachonceError):
             flight.set_exception(outcome)
+            # Looked at: a question that hears of many errors raises the first, and asyncio logs what nobody looked at.
+            flight.exception()
         else:
             flight.set_result(outcome)
 

@@ -91,7 +91,8 @@ async def _some(
     done, waiting = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in done if task.exception() is not None]
     if failed and waiting:
-        await asyncio.wait(waiting)
+        # Only the first error is raised; asyncio would log the others with their tracebacks if nobody looked at them.
+        await asyncio.gather(*waiting, return_exceptions=True)
     for task in done:
         answers = task.result()
         counts.done += len(answers.cached)

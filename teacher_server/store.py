@@ -96,8 +96,12 @@ class Store:
     def _pay(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             asked, self._asked = self._asked, []
+        outcomes: Sequence[Claim | BaseException]
         try:
             outcomes = self._outcomes(asked)
+        except TeachonceError as error:
+            # Not raised again: the callers hear of it, and asyncio logs what nobody waits for.
+            outcomes = [error] * len(asked)
         except BaseException as error:
             loop.call_soon_threadsafe(_deliver, asked, [error] * len(asked))
             raise

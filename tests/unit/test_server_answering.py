@@ -1,6 +1,7 @@
 """The answering path in one process: single flight, refusals, failures, fairness, with a real cache behind it."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -26,6 +27,7 @@ from shared.errors import (
 from shared.fake_teacher import FakeTeacher
 from shared.identity import pixel_keys
 from teacher_server.answering import Answering, Answers
+from teacher_server.fill import fill
 from teacher_server.questions import ImagesQuestion, RowsQuestion
 from teacher_server.service import UPLOADS
 from teacher_server.settings import AnsweringSettings
@@ -55,9 +57,9 @@ class ScriptedTeacher(FakeTeacher):
         return answers
 
 
-def make_dataset() -> ArrayDataset:
+def make_dataset(red_rows: slice | int = 7) -> ArrayDataset:
     pixels = np.random.default_rng(0).integers(0, 200, (ROWS, 8, 8, 3), dtype=np.uint8)
-    pixels[7, 0, 0] = (255, 0, 0)
+    pixels[red_rows, 0, 0] = (255, 0, 0)
     pixels[9] = pixels[8]
     facts = SplitFacts(name="tiny/train", classes=("a", "b"), labels=np.arange(ROWS) % 2, view_policy="crop1")
     return ArrayDataset(facts, pixels=pixels)
@@ -349,3 +351,31 @@ def test_while_draining_nothing_new_is_taken_on(bench: Bench) -> None:
         return await asked
 
     assert bench.run(story).teacher_calls == 1
+
+
+@pytest.mark.parametrize("failure", ["the teacher raises", "answers are not finite"])
+def test_a_fill_that_fails_logs_no_traceback_for_every_image(
+    bench: Bench, caplog: pytest.LogCaptureFixture, failure: str
+) -> None:
+    if failure == "the teacher raises":
+        bench.teacher.error = ValueError("no")
+    else:
+        bench.dataset = make_dataset(red_rows=slice(None))
+
+    async def story(answering: Answering) -> None:
+        rows = np.arange(ROWS)
+        await fill(
+            answering,
+            dataset=bench.dataset,
+            cache=bench.cache,
+            rows=rows,
+            views=[0],
+            run="default",
+            batch_images=16,
+            progress=lambda _: None,
+        )
+
+    with pytest.raises((TeacherFailedError, AnswerError)):
+        bench.run(story)
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
