@@ -4,6 +4,7 @@ Shape key: B rows asked for.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from shared.identity import sample_rows
 from shared.teacher import Teacher, load_teacher
 
 FAKE_PREFIX = "fake:"
+NUMBER_PATTERN = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +108,12 @@ def _limit_threads(threads: int | None) -> None:
     import torch
 
     # As many threads as cores is catastrophic where anything else runs: each waits for the slowest.
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))
+    torch.set_num_threads(threads or max(1, _usable_cores() - 1))
+
+
+def _usable_cores() -> int:
+    # Linux says which cores this process may use; elsewhere all are counted.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int64]:
@@ -124,12 +131,29 @@ def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int
 
 def _read_rows(path: Path) -> NDArray[np.int64]:
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise InputError(f"{path} holds {array.dtype} {list(array.shape)}; expected one list of integers")
-            rows_B: NDArray[np.int64] = array.astype(np.int64)
-            return rows_B
-        return np.array([int(line) for line in path.read_text().split()], dtype=np.int64)
-    except (OSError, ValueError, OverflowError) as error:
+        rows_B = _npy_rows(path) if path.suffix == ".npy" else _text_rows(path)
+    except OSError as error:
+        raise InputError(f"cannot read rows from {path}: {error.strerror or type(error).__name__}") from error
+    # EOFError: an empty .npy.
+    except (ValueError, OverflowError, EOFError) as error:
         raise InputError(f"cannot read rows from {path}: one row number per line, or an .npy of integers") from error
+    if len(rows_B) == 0:
+        raise InputError(f"{path} holds no rows; leave --rows out for all of them")
+    return rows_B
+
+
+def _npy_rows(path: Path) -> NDArray[np.int64]:
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
+        raise InputError(f"{path} holds {found}; expected one list of integers")
+    rows_B: NDArray[np.int64] = array
+    return rows_B
+
+
+def _text_rows(path: Path) -> NDArray[np.int64]:
+    words = path.read_text().split()
+    wrong = [word for word in words if not NUMBER_PATTERN.fullmatch(word)]
+    if wrong:
+        raise InputError(f"cannot read {wrong[0][:40]!r} in {path} as a row: one row number per line, such as 7")
+    return np.array([int(word) for word in words], dtype=np.int64)

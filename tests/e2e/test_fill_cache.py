@@ -1,5 +1,6 @@
 """``teacher-server fill`` and ``plan`` as real processes: resumed after kill -9, bounded, counted."""
 
+import io
 import json
 import os
 import signal
@@ -198,6 +199,50 @@ def test_bad_input_ends_with_2_and_one_line(
     missing = [part for option, value in defaults.items() if option not in given for part in (option, value)]
     with pytest.raises(SystemExit) as ended:
         run_command(app, ["fill", *given, *missing, "--cache", str(tmp_path / "store")])
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2, errors
+    assert len(errors.splitlines()) == 1, errors
+    assert word in errors
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=np.arange(3))
+    return buffer.getvalue()
+
+
+ROW_FILES = {
+    "a word": ("rows.txt", b"1\nseven\n", "'seven'"),
+    "a float": ("rows.txt", b"1.0\n", "'1.0'"),
+    "no rows": ("rows.txt", b"\n", "no rows"),
+    "a huge number": ("rows.txt", b"9" * 40, "one row number per line"),
+    "bytes": ("rows.txt", b"\xff\xfe", "one row number per line"),
+    "a missing file": ("rows.txt", None, "No such file"),
+    "an empty npy": ("rows.npy", b"", "an .npy of integers"),
+    "a truncated npy": ("rows.npy", npy(np.arange(9))[:-4], "an .npy of integers"),
+    "several arrays": ("rows.npy", npz(), "one list of integers"),
+    "floats in an npy": ("rows.npy", npy(np.ones(2)), "float64"),
+    "an npy of no rows": ("rows.npy", npy(np.arange(0)), "no rows"),
+    "a row over int64": ("rows.npy", npy(np.array([2**64 - 1], dtype=np.uint64)), "18446744073709551615"),
+}
+
+
+@pytest.mark.parametrize("name", ROW_FILES)
+def test_a_bad_file_of_rows_ends_with_2_and_one_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file, content, word = ROW_FILES[name]
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"))
+    with pytest.raises(SystemExit) as ended:
+        run_command(app, ["fill", *options, "--rows", str(tmp_path / file)])
     errors = capsys.readouterr().err
     assert ended.value.code == 2, errors
     assert len(errors.splitlines()) == 1, errors
