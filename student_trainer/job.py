@@ -15,7 +15,6 @@ from torch import nn
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.datasets.spec import open_train_test
 from shared.errors import InputError
-from shared.models.build import build_model
 from shared.views import parse_views, view_count
 from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
@@ -25,6 +24,7 @@ from student_trainer.mirror import fetch_missing, mirror_path
 from student_trainer.order import INITIAL, LOSS, derived_seed, split_rows
 from student_trainer.progress import ProgressView
 from student_trainer.rows import Selection, select_rows, wanted_rows
+from student_trainer.student import build_student
 from student_trainer.targets import Targets, open_cache_targets, open_online_targets
 
 OUTPUT_OF_NEED: Mapping[str, str] = {"teacher_logits": "logits", "teacher_features": "features"}
@@ -123,8 +123,13 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
     objective = read_objective(config)
     train_set, test_set = open_data(config)
     views, student_views = _read_views(config, train_set, uses_teacher=bool(objective.outputs))
-    student = build_model(
-        config.student, classes=len(train_set.classes), seed=derived_seed(config.seed, purpose=INITIAL)
+    side = config.image_size
+    student = build_student(
+        config.student,
+        classes=len(train_set.classes),
+        # Where sizes differ and none is given, `DeviceImages` says so; it needs the rows.
+        image_shape=train_set.image(0).shape[:2] if side is None else (side, side),
+        seed=derived_seed(config.seed, purpose=INITIAL),
     )
     targets = _open_targets(config, objective, dataset=train_set, views=views, device=device, progress=progress)
     try:

@@ -8,7 +8,7 @@ from typer import Option
 SOURCE, ROWS, VIEWS, TRAINING, RUNNING = "Teacher answers", "Rows", "Views and images", "Training", "Running"
 
 Dataset = Annotated[str, Option(help="digits, torchvision:CIFAR100, folder:PATH or python:FILE.py:FUNCTION")]
-Student = Annotated[str, Option(help="zoo:resnet8, torchvision:NAME, timm:NAME, export:FILE.pt2 or python:FILE.py:F")]
+Student = Annotated[str, Option(help="zoo:resnet8, torchvision:NAME, timm:NAME or python:FILE.py:FUNCTION")]
 Out = Annotated[Path, Option(help="folder of the run")]
 Loss = Annotated[str, Option(help="ce (labels only: also how a teacher is trained), kl, mse, dist or ckd")]
 Hyper = Annotated[list[str] | None, Option("--set", help="a hyper-parameter of the loss, such as temperature=4")]
