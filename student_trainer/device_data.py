@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.errors import InputError
+from shared.models.preprocessing import Preprocessing
 from student_trainer.augment import padded, render_views
 
 
@@ -76,12 +76,6 @@ def stacked(
 
 
 def resized(pixels_HW3: NDArray[np.uint8], *, side: int) -> NDArray[np.uint8]:
-    """Shorter side to ``side`` pixels (Pillow, bilinear), then the middle ``side x side``; for students only."""
-    height, width, _ = pixels_HW3.shape
-    if (height, width) == (side, side):
-        return pixels_HW3
-    factor = side / min(height, width)
-    new_width, new_height = max(side, round(width * factor)), max(side, round(height * factor))
-    image = Image.fromarray(pixels_HW3).resize((new_width, new_height), Image.Resampling.BILINEAR)
-    left, top = (new_width - side) // 2, (new_height - side) // 2
-    return np.asarray(image)[top : top + side, left : left + side]
+    """As the trained student will see any image when it is a teacher: by its shorter side, then the middle."""
+    preprocessing = Preprocessing.for_size((side, side), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return preprocessing.resized([pixels_HW3])[0]

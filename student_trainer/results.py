@@ -161,12 +161,11 @@ def device_name(device: torch.device) -> str:
 
 
 def _metadata(job: Job) -> CheckpointMetadata:
-    side = job.config.image_size
     return CheckpointMetadata(
         architecture=job.config.student,
         classes=len(job.train_set.classes),
         class_names=job.train_set.classes,
         mean=job.normalisation.mean,
         std=job.normalisation.std,
-        image_size=None if side is None else (side, side),
+        image_size=job.train_images.image_shape,
     )

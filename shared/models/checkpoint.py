@@ -36,7 +36,10 @@ class CheckpointMetadata:
     std: Triple | None = None
     """Standard deviation, likewise."""
     image_size: tuple[int, int] | None = None
-    """(H, W) that images are resized to; None where they keep their size."""
+    """(H, W) of the images it was trained on; None where the file does not say.
+
+    Other images are resized: to a square by their shorter side and a cut of the middle, else to exactly (H, W).
+    """
     extra: Mapping[str, str] = field(default_factory=dict)
     """Anything else worth keeping, such as the accuracy reached."""
 

@@ -191,11 +191,14 @@ def _preprocessing(
     """The weights' own, else timm's for its own number of classes, else the data set's."""
     metadata = source.metadata
     if metadata.mean is not None and metadata.std is not None:
-        return Preprocessing(mean=metadata.mean, std=metadata.std, resize=metadata.image_size)
+        return Preprocessing.for_size(metadata.image_size, mean=metadata.mean, std=metadata.std)
     if source.published is not None:
         return source.published.preprocessing
     own = _timm_preprocessing(model) if spec.startswith("timm:") and source.path is not None else None
-    return own or replace(_from_statistics(spec, normalisation=normalisation), resize=metadata.image_size)
+    if own is not None:
+        return own
+    plain = _from_statistics(spec, normalisation=normalisation)
+    return Preprocessing.for_size(metadata.image_size, mean=plain.mean, std=plain.std)
 
 
 def _from_statistics(spec: str, *, normalisation: PixelStatistics | None) -> Preprocessing:

@@ -43,6 +43,13 @@ class Preprocessing:
         if not all(value > 0 for value in self.std):
             raise InputError(f"std of a normalisation must be positive, got {list(self.std)}")
 
+    @classmethod
+    def for_size(cls, size: tuple[int, int] | None, *, mean: Triple, std: Triple) -> "Preprocessing":
+        """For a network trained on images of ``size`` (H, W): a square keeps the proportions of what it shows."""
+        if size is None or size[0] != size[1]:
+            return cls(mean=mean, std=std, resize=size)
+        return cls(mean=mean, std=std, resize=size[0], crop=size)
+
     def to_json(self) -> dict[str, Any]:
         """JSON values, as the teacher's description holds them."""
         resize = list(self.resize) if isinstance(self.resize, tuple) else self.resize

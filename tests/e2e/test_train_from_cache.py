@@ -17,7 +17,9 @@ from shared.datasets.spec import open_dataset
 from shared.errors import IdentityError, InputError, MissingRowsError, OutputNotCachedError
 from shared.fake_teacher import FakeTeacher
 from shared.identity import pixel_keys, sample_rows
+from shared.models.loading import load_network
 from shared.teacher import load_teacher
+from student_trainer.device_data import DeviceImages
 from student_trainer.loop import TrainConfig, train
 from student_trainer.loss_watch import DivergedError
 from student_trainer.losses import LOSSES
@@ -389,3 +391,42 @@ def test_images_of_different_sizes_train_a_student_of_one_size(tmp_path: Path) -
     result = train(replace(config, image_size=8, teacher_views="1-3", student_views="fresh"))
     assert result.teacher_calls == 24
     assert load_teacher(str(config.out / "last.safetensors"), device="cpu").input == (8, 8)
+
+
+WIDE = """
+import numpy as np
+
+def wide(split):
+    random = np.random.default_rng(len(split))
+    labels = [row % 3 for row in range(48)]
+    images = random.integers(0, 256, size=(48, 8, 16, 3), dtype=np.uint8)
+    for image, label in zip(images, labels):
+        image[:, 5 + 2 * label : 7 + 2 * label] = 255  # what tells the classes apart lies in the middle
+    return list(zip(images, labels))
+"""
+
+
+@pytest.mark.parametrize("image_size", [None, 6])
+def test_a_student_turned_teacher_sees_the_pixels_that_it_was_trained_on(
+    image_size: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "wide.py").write_text(WIDE)
+    spec = f"python:{tmp_path / 'wide.py'}:wide"
+    out = tmp_path / "run"
+    settings = {"dataset": spec, "student": "zoo:resnet8", "loss": "ce", "student_views": "clean", "out": out}
+    result = train(TrainConfig(**settings, image_size=image_size, val=0.0, epochs=6, batch=16, tensorboard=False))  # type: ignore[arg-type]
+    teacher = load_teacher(str(out / "last.safetensors"), device="cpu")
+    test = open_dataset(f"{spec}/test")
+    logits = teacher.answer(test.images(np.arange(test.num_rows)))["logits"]
+    assert teacher.input == ((8, 16) if image_size is None else (6, 6))
+    assert float((logits.argmax(axis=1) == test.labels).mean()) == pytest.approx(result.test_accuracy_last, abs=1e-6)
+    train_set = open_dataset(f"{spec}/train")
+    student = DeviceImages(
+        train_set,
+        np.arange(4),
+        normalisation=train_set.normalisation,
+        device=torch.device("cpu"),
+        image_size=image_size,
+    )
+    seen = load_network(str(out / "last.safetensors")).preprocessing.resized(train_set.images(np.arange(4)))
+    assert np.array_equal(np.stack(seen), student.pixels(torch.arange(4), np.zeros(4, dtype=np.int64)).numpy())
