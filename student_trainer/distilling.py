@@ -71,7 +71,7 @@ class Finisher:
         self._given: dict[str, Tensor] | None = None
 
     def apply(self) -> None:
-        """Finish the student as it is now. The answers it needs were paid for in training."""
+        """Finish the student as it is now, with the answers of all answered rows to the first view."""
         if self._head is None:
             return
         job = self._job

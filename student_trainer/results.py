@@ -111,6 +111,7 @@ def conclude(
             val_last = accuracy_of(forward, job.student, job.val_images)
         if fabric.is_global_zero:
             save_checkpoint(folder.path / f"{which}.safetensors", job.student, metadata=_metadata(job))
+    state.note_finish()
     result = _result(job, state=state, accuracies=accuracies, val_last=val_last)
     if fabric.is_global_zero:
         folder.save_results(asdict(result))

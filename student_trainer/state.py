@@ -47,6 +47,11 @@ class TrainState:
             answered = np.flatnonzero(self._job.selection.answered)
             self.consumed[answered, columns_N[answered]] = True
 
+    def note_finish(self) -> None:
+        """Account for the answers that the loss's finish used: all there are to the first view."""
+        if self._job.uses_teacher and self._job.objective.loss.finishes:
+            self.consumed[self._job.selection.answered, 0] = True
+
     def epoch_done(self, metrics: EpochMetrics) -> None:
         """Move on; remember the weights if none were better on the held-out rows."""
         self.epoch = metrics.epoch

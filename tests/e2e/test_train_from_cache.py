@@ -430,3 +430,12 @@ def test_a_student_turned_teacher_sees_the_pixels_that_it_was_trained_on(
     )
     seen = load_network(str(out / "last.safetensors")).preprocessing.resized(train_set.images(np.arange(4)))
     assert np.array_equal(np.stack(seen), student.pixels(torch.arange(4), np.zeros(4, dtype=np.int64)).numpy())
+
+
+def test_answers_that_calibration_used_are_charged(config: TrainConfig, digits: ImageDataset, tmp_path: Path) -> None:
+    fill(tmp_path / "views", digits, rows=range(16), views=range(1, 9))
+    few = replace(config, cache=str(tmp_path / "views"), sample=None, missing="skip", teacher_views="1-8", epochs=1)
+    plain = train(replace(few, loss="ckd", out=tmp_path / "plain"))
+    calibrated = train(replace(few, loss="ckd", hyper={"offset": "calibrate"}, out=tmp_path / "calibrated"))
+    assert plain.charged == 16  # one view of each row
+    assert calibrated.charged > 16
