@@ -5,16 +5,18 @@ Shape key: B images, H height, W width.
 
 import asyncio
 from collections.abc import Mapping
+from typing import TypedDict
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from shared.errors import InputError, MissingRowsError, RowRangeError, TooLargeError, UnsupportedTypeError
+from shared.errors import InputError, MissingRowsError, TooLargeError
 from shared.pixels import MAX_PIXELS, decode_image
-from shared.schemas import INT64_MAX, ImagesAnswer, LogitsAnswer, LogitsRequest, parse_body
+from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
 from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
 from teacher_server.questions import Pixels, Question
+from teacher_server.reading import expect_type, read_integer, read_json, read_query
 from teacher_server.replies import answer_reply
 from teacher_server.service import DEFAULT_RUN, Service
 
@@ -23,12 +25,18 @@ router = APIRouter(prefix="/v1")
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 
 
+class OutputsAndRun(TypedDict):
+    """What to return, and who pays."""
+
+    outputs: list[str]
+    run: str
+
+
 @router.post("/logits", **documented(LogitsAnswer, errors=ANSWERING, body=json_body(LogitsRequest), binary=True))
 async def ask_rows(request: Request) -> Response:
     """Answers for rows of a data set; rows that nobody has paid for are computed, kept, and charged to the run."""
     service = _service(request)
-    expect_type(request, allowed=("application/json",))
-    asked = parse_body(await request.body(), model=LogitsRequest)
+    asked = await read_json(request, model=LogitsRequest)
     _check_count(len(asked.rows), service=service)
     question = service.rows(asked.dataset, rows=asked.rows, view=asked.view)
     fields = {"dataset": asked.dataset, "rows": asked.rows, "view": asked.view}
@@ -41,17 +49,17 @@ async def ask_rows(request: Request) -> Response:
 )
 async def read_row(request: Request, dataset: str, split: str, row: str) -> Response:
     """One cached row; never calls the teacher, so a link costs nothing."""
-    view = _integer(request.query_params.get("view", "0"), what="view")
+    query = read_query(request, known=("view", "outputs", "run"))
+    view = read_integer(query.get("view", "0"), what="view")
     name = f"{dataset}/{split}"
-    question = _service(request).rows(name, rows=[_integer(row, what="row")], view=view)
+    question = _service(request).rows(name, rows=[read_integer(row, what="row")], view=view)
     if None in question.cached():
         remedy = f'POST /v1/logits {{"dataset": "{name}", "rows": [{question.rows[0]}]}} asks the teacher'
         raise MissingRowsError(
             f"{question.name(0)} is not cached; {remedy}", rows=[question.rows[0]], view=question.view
         )
     fields = {"dataset": name, "rows": list(question.rows), "view": view}
-    outputs, run = _query(request)
-    return await _answer(request, question=question, outputs=outputs, run=run, fields=fields)
+    return await _answer(request, question=question, **_outputs_and_run(query), fields=fields)
 
 
 @router.post(
@@ -68,6 +76,7 @@ async def ask_images(request: Request) -> Response:
     """Answers for one PNG, JPEG or WebP file, or for ``images`` uint8 [B, H, W, 3] in a safetensors body."""
     service = _service(request)
     kind = expect_type(request, allowed=(*IMAGE_TYPES, CONTENT_TYPE))
+    query = read_query(request, known=("outputs", "run"))
     body = await request.body()
     if kind == CONTENT_TYPE:
         images = await asyncio.to_thread(_unpack_images, body)
@@ -75,10 +84,9 @@ async def ask_images(request: Request) -> Response:
         images = [await asyncio.to_thread(decode_image, body)]
     _check_count(len(images), service=service)
     question = await service.images(images)
-    outputs, run = _query(request)
     keys = [key.hex() for key in question.keys(range(len(images)))]
     fields = {"dataset": question.cache.dataset.name, "rows": list(range(len(images))), "view": 0, "keys": keys}
-    return await _answer(request, question=question, outputs=outputs, run=run, fields=fields)
+    return await _answer(request, question=question, **_outputs_and_run(query), fields=fields)
 
 
 async def _answer(
@@ -101,25 +109,9 @@ def _service(request: Request) -> Service:
     return service
 
 
-def expect_type(request: Request, *, allowed: tuple[str, ...]) -> str:
-    """The Content-Type of a request; raises `UnsupportedTypeError`."""
-    # Browsers send other types across sites unasked; these make them ask first, and are refused.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in allowed:
-        raise UnsupportedTypeError(f"Content-Type {kind[:80]!r} is not read here; send {', '.join(allowed)}")
-    return kind
-
-
-def _query(request: Request) -> tuple[list[str], str]:
-    """Outputs and run of a request whose body is not JSON."""
-    outputs = request.query_params.get("outputs", "logits").split(",")
-    return outputs, request.query_params.get("run", DEFAULT_RUN)
-
-
-def _integer(text: str, *, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < len(str(INT64_MAX))):
-        raise RowRangeError(f"{what} {text[:40]!r} is not a number; use 0, 1, 2, ...")
-    return int(text)
+def _outputs_and_run(query: Mapping[str, str]) -> OutputsAndRun:
+    """What a request whose body is not JSON says about them."""
+    return {"outputs": query.get("outputs", "logits").split(","), "run": query.get("run", DEFAULT_RUN)}
 
 
 def _check_count(count: int, *, service: Service) -> None:

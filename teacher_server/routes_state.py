@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request, Response
 
 from shared.errors import UnavailableError
-from shared.schemas import BudgetRequest, LedgerCounts, RunCounts, parse_body
+from shared.schemas import BudgetRequest, LedgerCounts, RunCounts
 from teacher_server.openapi import documented, json_body
+from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
-from teacher_server.routes_answers import expect_type
 from teacher_server.service import Service
 
 router = APIRouter()
@@ -44,8 +44,7 @@ async def run_counts(request: Request, name: str) -> Response:
 )
 async def set_budget(request: Request, name: str) -> Response:
     """Make a run or change its budget; null removes the limit."""
-    expect_type(request, allowed=("application/json",))
-    asked = parse_body(await request.body(), model=BudgetRequest)
+    asked = await read_json(request, model=BudgetRequest)
     service = _service(request)
     await service.set_budget(name, budget=asked.budget)
     return JsonReply(await service.run_counts(name))

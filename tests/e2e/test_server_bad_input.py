@@ -16,6 +16,7 @@ from safetensors.numpy import save
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 GOOD = {"dataset": "pictures/train", "rows": [0]}
+GOOD_BODY = json.dumps(GOOD).encode()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ BODIES = {
     "an unknown output": (json.dumps({**GOOD, "outputs": ["maps.1"]}).encode(), 400, "output_not_cached", ("logits",)),
     "no outputs": (json.dumps({**GOOD, "outputs": []}).encode(), 400, "bad_request", ("outputs",)),
     "an unknown run": (json.dumps({**GOOD, "run": "nobody"}).encode(), 404, "unknown_name", ("/v1/runs",)),
+    "JSON of many bytes": (b" " * 300_000 + json.dumps(GOOD).encode(), 413, "too_large", ("JSON", "262144")),
     "too many rows": (json.dumps({**GOOD, "rows": [0] * 4097}).encode(), 413, "too_large", ("4096",)),
 }
 
@@ -160,6 +162,18 @@ REQUESTS = {
     "a run that is no name": ("PUT", "/v1/runs/A%0A", {"content-type": JSON}, b'{"budget": 1}', 404, "unknown_name"),
     "a budget below zero": ("PUT", "/v1/runs/a", {"content-type": JSON}, b'{"budget": -1}', 400, "bad_request"),
     "no budget": ("PUT", "/v1/runs/a", {"content-type": JSON}, b"{}", 400, "bad_request"),
+    "a run beside a JSON body": ("POST", "/v1/logits?run=a", {"content-type": JSON}, GOOD_BODY, 400, "bad_request"),
+    "a budget beside a JSON body": (
+        "PUT",
+        "/v1/runs/a?x=1",
+        {"content-type": JSON},
+        b'{"budget": 1}',
+        400,
+        "bad_request",
+    ),
+    "a misspelt parameter": ("GET", "/v1/logits/pictures/train/0?veiw=3", {}, b"", 400, "bad_request"),
+    "a parameter given twice": ("GET", "/v1/logits/pictures/train/0?view=3&view=4", {}, b"", 400, "bad_request"),
+    "a view of an upload": ("POST", "/v1/images?view=3", {"content-type": "image/png"}, b"x", 400, "bad_request"),
     "another host": ("GET", "/v1/ledger", {"host": "evil.example"}, b"", 400, "bad_request"),
     "a host with a path": ("GET", "/v1/ledger", {"host": "localhost/healthz?"}, b"", 400, "bad_request"),
 }
