@@ -89,9 +89,12 @@ async def _left(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _our_mistake(request: Request, error: Exception) -> Response:
+    log.error("request_id=%s path=%r failed; its traceback follows", _id(request), request.scope["path"][:200])
     # Never the exception's own text: it may hold paths or addresses.
     message = f"an internal error; the server's log has it under request id {_id(request)}"
-    return plain_error(message, code="internal", status=500, request_id=_id(request))
+    # The guard lies within what answers here, so its header is given by hand.
+    headers = {"x-request-id": _id(request)}
+    return plain_error(message, code="internal", status=500, request_id=_id(request), headers=headers)
 
 
 def _id(request: Request) -> str:

@@ -83,9 +83,10 @@ class Service:
         """Make a run, or give it another budget; raises `BudgetConflictError` below what it has used."""
         if not NAME_PATTERN.fullmatch(name):
             raise UnknownNameError(f"{name[:80]!r} cannot name a run: 1 to 64 of a-z 0-9 . _ -")
-        await asyncio.to_thread(self._writer.ensure_run, name)
-        self._runs.add(name)
+        # A new run has its budget from the first moment: nobody spends in between.
+        await asyncio.to_thread(self._writer.ensure_run, name, budget)
         await asyncio.to_thread(self._writer.set_budget, name, budget)
+        self._runs.add(name)
 
     async def inventory(self) -> dict[str, Any]:
         """What is cached and what can be asked, as ``GET /v1/cache`` shows it."""
