@@ -11,6 +11,8 @@ from shared.command import run_command
 from shared.errors import InputError
 from teacher_server.opening import RowOptions, TeacherOptions
 
+MOST_CALLS = 2**63 - 1
+"""What the ledger can count."""
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -40,7 +42,7 @@ Outputs = Annotated[str | None, typer.Option(help="what to keep: logits or logit
 Dtype = Annotated[str | None, typer.Option(help="dtype to keep answers in: float16 (default) or float32")]
 Batch = Annotated[int, typer.Option(min=1, help="images per teacher forward pass")]
 MaxDelay = Annotated[float, typer.Option(min=0, help="how long an idle teacher waits for a batch to grow")]
-Budget = Annotated[int | None, typer.Option(min=0, help="most teacher calls")]
+Budget = Annotated[int | None, typer.Option(min=0, max=MOST_CALLS, help="most teacher calls")]
 Run = Annotated[str, typer.Option(help="name under which calls are counted and bounded")]
 Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, smaller samples nest in larger ones")]
 Seed = Annotated[int, typer.Option(help="which sample to draw")]
@@ -240,7 +242,7 @@ def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:
 def _run_budget(text: str) -> tuple[str, int | None]:
     """``NAME`` or ``NAME=CALLS``."""
     name, equals, calls = text.partition("=")
-    if equals and not (calls.isascii() and calls.isdigit()):
+    if equals and not (calls.isascii() and calls.isdigit() and len(calls) < len(str(MOST_CALLS))):
         raise InputError(f"cannot read --run {text[:80]!r}; write NAME, or NAME=CALLS such as paper=1600")
     return name, int(calls) if equals else None
 

@@ -1,6 +1,7 @@
 """How one server behaves: limits, addresses and keys, as values that the command line builds."""
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from shared.errors import InputError
 
@@ -54,5 +55,11 @@ class ServerSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` can only be reached from this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    """Whether ``host`` can only be reached from this machine: ``localhost``, or an address of its own network."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        # A name such as 127.0.0.1.example.com may stand for any address.
+        return False

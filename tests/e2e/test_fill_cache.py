@@ -182,6 +182,7 @@ BAD = {
     "a dtype": (("--dtype", "float64"), "float16"),
     "a view out of range": (("--views", "163"), "0 to 162"),
     "views that are no numbers": (("--views", "x"), "0,5"),
+    "a budget that no ledger can count": (("--budget", "9" * 20), "--budget"),
     "a run that is no name": (("--run", "A B"), "run"),
     "sample and rows": (("--sample", "1", "--rows", "ROWS"), "one of them"),
     "an unknown device": (("--teacher", "zoo:resnet8", "--device", "tpu"), "cuda"),

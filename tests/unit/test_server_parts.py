@@ -23,6 +23,7 @@ from shared.schemas import LogitsRequest, parse_body
 from shared.wire import pack_tensors, unpack_tensors
 from teacher_server.keys import is_known_key, load_keys
 from teacher_server.queueing import FairQueue, Item
+from teacher_server.serving import bind
 from teacher_server.settings import AnsweringSettings, ServerSettings
 
 
@@ -57,11 +58,22 @@ def test_a_key_file_without_good_keys_is_refused(tmp_path: Path, text: str) -> N
         load_keys(path)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.1", "::", "192.168.0.1", "example.com"])
+@pytest.mark.parametrize("host", ["0.0.0.1", "::", "192.168.0.1", "example.com", "127.0.0.1.example.com", ""])
 def test_settings_refuse_an_open_address_without_keys(host: str) -> None:
     with pytest.raises(InputError, match="--api-key-file"):
         ServerSettings(host=host)
     assert ServerSettings(host=host, key_digests=(b"x",)).host == host
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
+def test_settings_need_no_keys_on_this_machine(host: str) -> None:
+    assert ServerSettings(host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["a..b", "192.0.2.1", "no-such-host.invalid"])
+def test_an_address_that_cannot_be_listened_on_is_named(host: str) -> None:
+    with pytest.raises(InputError, match=rf"cannot listen on {host}:0: .*; choose another --host or --port"):
+        bind(host, port=0)
 
 
 def test_settings_refuse_an_empty_batch() -> None:
