@@ -20,18 +20,23 @@ def fold_block(handle: CacheHandle, *, ledger: Ledger) -> None:
     Raises `DiskFullError`; nothing is lost then.
     """
     first, end = handle.folded, min(handle.tail.start + BLOCK_SLOTS, handle.tail.end)
+    # Nothing is left to write where an earlier fold failed between the mark and the mapping.
+    if first < end:
+        _write_block(handle, first=first, end=end)
+        with ledger.transaction() as database:
+            move_mark(database, cache=handle.index, folded=end)
+        handle.folded = end
+    if end == handle.tail.start + BLOCK_SLOTS:
+        handle.read_from_disk(before=end)
+
+
+def _write_block(handle: CacheHandle, *, first: int, end: int) -> None:
     for spec in handle.arrays:
         folder = handle.folder / spec.name
         block = handle.tail.values(spec.name, first=handle.tail.start, end=end)
         write_chunks(folder, spec=spec, block=block, start=handle.tail.start, first=first)
         add_segment(folder, first=first, values=block[first - handle.tail.start :])
         sync_folder(folder)
-    with ledger.transaction() as database:
-        move_mark(database, cache=handle.index, folded=end)
-    handle.folded = end
-    if end == handle.tail.start + BLOCK_SLOTS:
-        handle.tail.forget_before(end)
-        handle.map_whole_blocks()
 
 
 def write_chunks(folder: Path, *, spec: ArraySpec, block: AnyArray, start: int, first: int) -> None:

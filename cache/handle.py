@@ -71,8 +71,7 @@ class CacheHandle:
         """Slot -> number of the place that first answered its key."""
         self._lock = lock
         self._slots = SlotIndex(num_rows=dataset.rows)
-        self._whole: dict[str, SlotArray] = {}
-        self.map_whole_blocks()
+        self._whole = self._map_before(self.tail.start)
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -103,13 +102,11 @@ class CacheHandle:
 
     # What follows is for the writer, under its lock.
 
-    def map_whole_blocks(self) -> None:
-        """Map what lies before the tail; called after a fold that filled blocks."""
-        self._whole = {
-            spec.name: open_own_array(self.folder / spec.name, spec=spec, slots=self.tail.start)
-            for spec in self.arrays
-            if self.tail.start
-        }
+    def read_from_disk(self, *, before: int) -> None:
+        """Whole blocks before this slot are folded: map them, and keep them in memory no longer."""
+        # Mapped first: should that fail, memory still answers for them.
+        self._whole = self._map_before(before)
+        self.tail.forget_before(before)
 
     def open_folded(self, spec: ArraySpec) -> SlotArray:
         """All folded slots of one array, the block that is not whole included."""
@@ -163,6 +160,12 @@ class CacheHandle:
     def canonical(self, slot: int) -> int:
         """Number of the place that first answered the key of a slot."""
         return self.aliases.get(slot, Place(self.index, slot).number)
+
+    def _map_before(self, end: int) -> dict[str, SlotArray]:
+        """All arrays up to a slot that begins a block."""
+        if not end:
+            return {}
+        return {spec.name: open_own_array(self.folder / spec.name, spec=spec, slots=end) for spec in self.arrays}
 
 
 def kind_of(outputs: Mapping[str, str]) -> Kind:

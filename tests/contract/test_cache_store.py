@@ -323,6 +323,26 @@ class TestKeeping:
         assert len(writer.commit(train, run="default", reservation=reservation, keys=keys_of(rows), **given)) == 2000
         assert run_of(writer)["teacher_calls"] == 2002
 
+    def test_a_fold_that_cannot_map_what_it_wrote_never_answers_with_another_slot(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = list(range(16_400))
+        keep(writer, train, rows[:8200])
+        with monkeypatch.context() as patch:
+            patch.setattr("cache.handle.open_own_array", too_many_files)
+            with pytest.raises(OSError, match="Too many open files"):
+                keep(writer, train, rows[8200:])
+        for _ in range(2):
+            places = [Place(train.index, row) for row in rows]
+            np.testing.assert_array_equal(writer.read(places, ["logits"])["logits"], stored(rows)["logits"])
+            writer.fold()
+        assert train.folded == 16_400
+        assert train.tail.start == 16_384
+
+
+def too_many_files(*_: object, **__: object) -> None:
+    raise OSError(24, "Too many open files")
+
 
 class TestPaying:
     def test_reservations_are_all_or_nothing_and_name_what_is_left(
