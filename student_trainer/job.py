@@ -20,7 +20,7 @@ from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.registry import loss_class
-from student_trainer.mirror import fetch_missing, mirror_path
+from student_trainer.mirror import Fetched, fetch_missing, mirror_path
 from student_trainer.order import INITIAL, LOSS, derived_seed, split_rows
 from student_trainer.progress import ProgressView
 from student_trainer.rows import Selection, select_rows, wanted_rows
@@ -196,13 +196,19 @@ def _open_targets(
     outputs = tuple(objective.outputs.values())
     if config.teacher is not None:
         return open_online_targets(config, dataset=dataset, outputs=outputs, device=device) if outputs else None
-    if config.cache is None:
-        return None
-    if config.from_server and config.missing_policy == "fetch" and outputs:
-        train, _ = split_rows(wanted_rows(config, dataset), part=config.val, seed=config.seed)
-        fetch_missing(config, dataset=dataset, rows=train, views=views, outputs=outputs, progress=progress)
     # A loss without a teacher may still take its rows from a cache: those that are answered.
-    return open_cache_targets(config, dataset=dataset, outputs=outputs, device=device)
+    if config.cache is None or (config.from_server and not outputs and config.missing_policy != "skip"):
+        return None
+    fetched = Fetched()
+    if config.from_server and config.missing_policy == "fetch":
+        train, _ = split_rows(wanted_rows(config, dataset), part=config.val, seed=config.seed)
+        fetched = fetch_missing(config, dataset=dataset, rows=train, views=views, outputs=outputs, progress=progress)
+    elif config.from_server and not mirror_path(config).exists():
+        raise InputError(
+            f"--missing {config.missing_policy} uses what was fetched before, and {mirror_path(config)} holds nothing;"
+            " leave --missing out to fetch from the server, or give --mirror FOLDER"
+        )
+    return open_cache_targets(config, dataset=dataset, outputs=outputs, device=device, fetched=fetched)
 
 
 def _select(

@@ -5,7 +5,8 @@ Shape key: B rows of a request.
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ WELCOME_OUTPUTS = ("logits", "features")
 """Kept where the server has them, so that the next loss needs no request."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetched:
+    """What asking a server led to."""
+
+    teacher: str | None = None
+    """Id of the teacher that answered; None where nobody was asked."""
+    teacher_calls: int = 0
+    """Teacher calls that the requests caused: rows that the server had answered before cost none."""
+
+
 def mirror_path(config: TrainConfig) -> Path:
     """Folder of the local cache."""
     return config.mirror or config.out / "cache"
@@ -42,22 +53,23 @@ def fetch_missing(
     views: Sequence[int],
     outputs: Sequence[str],
     progress: ProgressView,
-) -> None:
+) -> Fetched:
     """Ask the server for the rows and views that the local cache lacks; makes no request where it lacks none.
 
     Raises IdentityError where the server's data set or teacher is another one.
     """
     path = mirror_path(config)
-    requests = list(_requests(path, config, dataset=dataset, rows=rows, views=views))
-    total = sum(len(rows_B) for _, rows_B in requests)
-    if not requests:
+    if not any(_requests(path, teacher=config.expect_teacher, dataset=dataset, rows=rows, views=views)):
         logger.info("all %d rows are in %s: no request", len(rows), path)
-        return
+        return Fetched()
     done = teacher_calls = 0
     with TeacherClient(str(config.cache), api_key=_api_key(config.api_key_file)) as client:
         inventory = client.cache()
         teacher = _expected_teacher(inventory, expected=config.expect_teacher)
         check_served(inventory, dataset=dataset)
+        _check_kept(path, config, dataset=dataset, teacher=teacher)
+        requests = list(_requests(path, teacher=teacher.id, dataset=dataset, rows=rows, views=views))
+        total = sum(len(rows_B) for _, rows_B in requests)
         wanted = sorted(set(outputs) | _served_outputs(inventory, teacher=teacher, dataset=dataset))
         with closing(CacheWriter.open(path)) as writer:
             for view, rows_B in requests:
@@ -68,33 +80,41 @@ def fetch_missing(
                 _keep(writer, handle, dataset=dataset, rows_B=rows_B, view=view, outputs=answers.outputs)
                 done, teacher_calls = done + len(rows_B), teacher_calls + answers.teacher_calls
                 progress.fetch(done=done, total=total, teacher_calls=teacher_calls)
+    return Fetched(teacher=teacher.id, teacher_calls=teacher_calls)
 
 
 def _requests(
-    path: Path, config: TrainConfig, *, dataset: ImageDataset, rows: NDArray[np.int64], views: Sequence[int]
+    path: Path, *, teacher: str | None, dataset: ImageDataset, rows: NDArray[np.int64], views: Sequence[int]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """(view, rows [B]) of each request that is still to be made."""
-    for view in views:
-        lacking = _lacking(path, config, dataset=dataset, rows=rows, view=view)
-        for start in range(0, len(lacking), ROWS_PER_FETCH):
-            yield view, lacking[start : start + ROWS_PER_FETCH]
+    """(view, rows [B]) of each request that is still to be made; of all, where nothing is kept."""
+    with _kept(path, teacher=teacher, dataset=dataset) as reader:
+        for view in views:
+            lacking = rows if reader is None else rows[~reader.present(view)[rows]]
+            for start in range(0, len(lacking), ROWS_PER_FETCH):
+                yield view, lacking[start : start + ROWS_PER_FETCH]
 
 
-def _lacking(
-    path: Path, config: TrainConfig, *, dataset: ImageDataset, rows: NDArray[np.int64], view: int
-) -> NDArray[np.int64]:
-    """The rows that the local cache has no answer for; all of them where there is no such cache."""
-    if not path.exists():
-        return rows
+@contextmanager
+def _kept(path: Path, *, teacher: str | None, dataset: ImageDataset) -> Iterator[CacheReader | None]:
+    """What the local cache has of this data set; None where that is nothing, or of several teachers."""
     try:
-        reader = CacheReader.open(path, teacher=config.expect_teacher, dataset=dataset.name)
-    except (UnknownNameError, IdentityError):  # another data set or teacher lies there; one more has room beside it
-        return rows
-    try:
+        reader = CacheReader.open(path, teacher=teacher, dataset=dataset.name)
+    except InputError:  # killed before its first answer, or other answers lie there: these have room beside them
+        yield None
+        return
+    with reader:
         reader.check_dataset(dataset)
-        return rows[np.flatnonzero(~reader.present(view)[rows])]
-    finally:
-        reader.close()
+        yield reader
+
+
+def _check_kept(path: Path, config: TrainConfig, *, dataset: ImageDataset, teacher: TeacherDescription) -> None:
+    """Raise IdentityError rather than pay another teacher for rows that one has answered."""
+    with _kept(path, teacher=None, dataset=dataset) as reader:
+        if reader is not None and reader.teacher.id != teacher.id and config.expect_teacher is None:
+            raise IdentityError(
+                f"{path} holds answers of {reader.teacher.id}, and the server's teacher is {teacher.id}: give"
+                f" --expect-teacher {teacher.id} to ask it for all rows, or another --out"
+            )
 
 
 def _keep(

@@ -25,7 +25,7 @@ class EpochMetrics:
     images_per_second: float
     """Training images per second, validation left out."""
     teacher_calls: int
-    """Teacher calls so far: 0 from a cache."""
+    """Teacher calls so far: 0 from a folder of a cache."""
 
 
 class ProgressView(Protocol):

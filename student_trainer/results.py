@@ -59,7 +59,7 @@ class RunResult:
     student_forwards: int
     """Images through the student in training."""
     teacher_calls: int
-    """Teacher calls that this training caused: 0 from a cache."""
+    """Teacher calls that this training caused: 0 from a folder; from a server, those of the rows it fetched."""
     charged: int
     """Distinct teacher answers it used."""
     online_calls_equivalent: int

@@ -18,7 +18,7 @@ from shared.descriptions import TeacherDescription
 from shared.errors import IdentityError, InputError, OutputNotCachedError
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
-from student_trainer.mirror import mirror_path
+from student_trainer.mirror import Fetched, mirror_path
 
 CACHE_DTYPE = np.float16
 """What a cache stores by default, and so what an online teacher's answers are rounded to."""
@@ -52,11 +52,11 @@ class Targets(Protocol):
 
 
 class CacheTargets:
-    """Answers of a cache folder: no teacher, no server, no calls."""
+    """Answers of a cache folder: no teacher, no server; ``teacher_calls`` is what fetching them into it caused."""
 
-    teacher_calls = 0
-
-    def __init__(self, reader: CacheReader, *, outputs: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, reader: CacheReader, *, outputs: Sequence[str], device: torch.device, teacher_calls: int = 0
+    ) -> None:
         lacking = [name for name in outputs if name not in reader.outputs]
         if lacking:
             raise OutputNotCachedError(
@@ -64,6 +64,7 @@ class CacheTargets:
                 f" cache with --outputs {','.join([*reader.outputs, *lacking])}"
             )
         self.description = reader.teacher
+        self.teacher_calls = teacher_calls
         self._reader = reader
         self._outputs = tuple(outputs)
         self._device = device
@@ -140,18 +141,18 @@ class OnlineTargets:
 
 
 def open_cache_targets(
-    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
+    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device, fetched: Fetched
 ) -> CacheTargets:
     """Open the cache, or the mirror of a server, and hold it to the teacher expected and to this data set.
 
     Raises IdentityError for another data set (even one with as many rows) or another teacher.
     """
     path = mirror_path(config) if config.from_server else str(config.cache)
-    reader = CacheReader.open(path, teacher=config.expect_teacher, dataset=dataset.name)
+    reader = CacheReader.open(path, teacher=fetched.teacher or config.expect_teacher, dataset=dataset.name)
     try:
         reader.check_dataset(dataset)
         check_classes(reader.teacher, dataset=dataset)
-        return CacheTargets(reader, outputs=outputs, device=device)
+        return CacheTargets(reader, outputs=outputs, device=device, teacher_calls=fetched.teacher_calls)
     except BaseException:
         reader.close()
         raise

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from cache.reader import CacheReader
+from cache.writer import CacheWriter
 from shared.client import TeacherClient
-from shared.errors import IdentityError, UnauthorizedError, UnavailableError, UnknownNameError
+from shared.datasets.spec import open_dataset
+from shared.errors import IdentityError, InputError, UnauthorizedError, UnavailableError, UnknownNameError
+from shared.fake_teacher import FakeTeacher
 from student_trainer.loop import TrainConfig, train
 from student_trainer.progress import Quiet
 from student_trainer.server_process import serving
@@ -64,12 +67,13 @@ def test_rows_are_fetched_once_and_a_second_training_asks_for_nothing(
     result = train(replace(config, mirror=mirror), progress=fetches)
     assert fetches.seen == [(ROWS, ROWS, ROWS)]
     assert asked(server[1]) == ROWS
-    assert (result.teacher_calls, result.charged) == (0, ROWS)
+    assert (result.teacher_calls, result.charged) == (ROWS, ROWS)
     # The second goes to an address where nobody answers.
     offline = replace(config, mirror=mirror, cache="http://127.0.0.1:9", out=tmp_path / "second")
     second = train(offline, progress=again)
     assert again.seen == []
     assert second.test_accuracy_last == result.test_accuracy_last
+    assert (second.teacher_calls, second.charged) == (0, ROWS)
     reader = CacheReader.open(mirror)
     assert reader.present().sum() == ROWS
     assert set(reader.outputs) == {"logits", "features"}
@@ -157,3 +161,41 @@ def test_a_server_with_keys_wants_one(tmp_path: Path) -> None:
         with pytest.raises(UnauthorizedError):
             train(config)
         assert train(replace(config, api_key_file=keys)).rows == 16
+
+
+def test_a_start_killed_before_its_first_answer_is_no_obstacle(config: TrainConfig) -> None:
+    CacheWriter.open(config.out / "cache").close()
+    assert train(replace(config, epochs=1)).charged == ROWS
+
+
+def test_answers_of_another_teacher_in_the_run_stop_it_before_a_row_is_asked_for(
+    config: TrainConfig, server: tuple[str, TeacherClient]
+) -> None:
+    digits, other = open_dataset("digits/train"), FakeTeacher(classes=10)
+    description = replace(other.description, id="another-0123456789ab", arch="another")
+    with CacheWriter.open(config.out / "cache") as writer:
+        writer.adopt(
+            writer.open_cache(description, digits.description, {"logits": "float16"}),
+            keys=digits.keys[:1],
+            rows=[0],
+            views=[0],
+            labels=digits.labels[:1],
+            outputs={"logits": other.answer([digits.image(0)])["logits"]},
+        )
+    before = asked(server[1])
+    with pytest.raises(
+        IdentityError, match=r"holds answers of another-0123456789ab, and the server's teacher is .*--expect-teacher"
+    ):
+        train(replace(config, epochs=1))
+    assert asked(server[1]) == before
+    result = train(replace(config, epochs=1, expect_teacher=other.id))
+    assert result.teacher == other.id
+
+
+def test_a_loss_without_a_teacher_asks_the_server_for_nothing(config: TrainConfig) -> None:
+    assert train(replace(config, loss="ce", cache="http://127.0.0.1:9", epochs=1)).rows == ROWS
+
+
+def test_rows_fetched_before_are_asked_for_by_name(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match=r"--missing skip uses what was fetched before.*leave --missing out to fetch"):
+        train(replace(config, missing="skip"))
