@@ -19,6 +19,7 @@ from shared.client_calls import (
     Call,
     answers_of,
     budget_call,
+    check_url,
     checked,
     common_headers,
     images_calls,
@@ -41,7 +42,7 @@ class TeacherClient:
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        self._http = httpx.Client(base_url=base_url, headers=common_headers(api_key), timeout=timeout_s)
+        self._http = httpx.Client(base_url=check_url(base_url), headers=common_headers(api_key), timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +119,7 @@ class AsyncTeacherClient:
     """`TeacherClient` for asyncio."""
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        self._http = httpx.AsyncClient(base_url=base_url, headers=common_headers(api_key), timeout=timeout_s)
+        self._http = httpx.AsyncClient(base_url=check_url(base_url), headers=common_headers(api_key), timeout=timeout_s)
 
     async def __aenter__(self) -> Self:
         return self

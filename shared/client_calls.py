@@ -7,7 +7,9 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -72,7 +74,7 @@ def common_headers(api_key: str | None) -> dict[str, str]:
 
 def run_path(name: str) -> str:
     """Path of a run."""
-    return f"/v1/runs/{name}"
+    return f"/v1/runs/{quote(name, safe='')}"
 
 
 def budget_call(name: str, *, budget: int | None) -> Call:
@@ -90,12 +92,20 @@ def logits_calls(
     run: str | None,
 ) -> Iterator[Call]:
     """One or more requests for rows."""
-    wanted = [int(row) for row in rows]
+    wanted = _row_numbers(rows)
     for start in range(0, len(wanted), ROWS_PER_REQUEST) or (0,):
         part = wanted[start : start + ROWS_PER_REQUEST]
         body = {"dataset": dataset, "rows": part, "view": view, "outputs": list(outputs)}
         text = json.dumps(body if run is None else {**body, "run": run})
         yield Call(method="POST", path="/v1/logits", content=text.encode(), kind="application/json")
+
+
+def _row_numbers(rows: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    try:
+        # Not int(): it would turn row 1.7 into row 1.
+        return [index(row) for row in rows]
+    except TypeError as error:
+        raise InputError(f"rows must be whole numbers: {error}") from error
 
 
 def images_calls(images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str], run: str | None) -> Iterator[Call]:
@@ -114,6 +124,8 @@ def images_calls(images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str], r
 
 def answers_of(response: httpx.Response) -> Answers:
     """The answers in a response."""
+    if response.headers.get("content-type", "") != CONTENT_TYPE:
+        raise _stranger(response)
     outputs, metadata = unpack_tensors(response.content)
     return Answers(
         teacher=metadata["teacher"],
@@ -157,6 +169,17 @@ def retry_after_s(response: httpx.Response) -> float:
     """Seconds that the server asks to wait, 0 where it does not."""
     text = response.headers.get("retry-after", "0")
     return float(text) if text.isdigit() else 0.0
+
+
+def check_url(base_url: str) -> str:
+    """The address of a server; raises `InputError` for what is none."""
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"{base_url[:200]!r} is no address ({error}); write http://HOST:PORT") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InputError(f"{base_url[:200]!r} is no address of a server; write http://HOST:PORT")
+    return base_url
 
 
 def unreachable(base_url: str, *, error: httpx.TransportError) -> UnavailableError:

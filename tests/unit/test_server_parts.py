@@ -20,7 +20,7 @@ from shared.errors import (
     UnknownNameError,
 )
 from shared.schemas import LogitsRequest, parse_body
-from shared.wire import pack_tensors, unpack_tensors
+from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
 from teacher_server.keys import is_known_key, load_keys
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.serving import bind
@@ -166,13 +166,41 @@ def test_errors_of_the_server_come_back_as_themselves() -> None:
         client_of(Script(httpx.Response(200, text="x"), httpx.Response(418, text="tea"))).run("a")
 
 
+@pytest.mark.parametrize("url", ["localhost:8000", "http://host:port", "file:///tmp", "http://", ""])
+def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+    for client in (TeacherClient, AsyncTeacherClient):
+        with pytest.raises(InputError, match="write http://HOST:PORT"):
+            client(url)
+
+
+def test_rows_that_are_no_whole_numbers_are_never_rounded() -> None:
+    script = Script(refusal(500, "internal"))
+    for rows in ([0, 1.7], np.array([2.0]), ["3"]):
+        with pytest.raises(InputError, match="whole numbers"):
+            client_of(script).logits("a/b", rows)
+    assert script.requests == []
+
+
+def test_a_page_of_another_server_is_no_answer() -> None:
+    for page in (httpx.Response(200, html="<p>hello"), httpx.Response(200, json={"logits": [[1]]})):
+        with pytest.raises(TeachonceError, match="not from a teacher server"):
+            client_of(Script(page)).logits("a/b", [1])
+
+
+def test_the_name_of_a_run_stays_one_part_of_the_path() -> None:
+    script = Script(refusal(404, "unknown_name"))
+    with pytest.raises(UnknownNameError):
+        client_of(script).run("a/b?c")
+    assert script.requests[0].url.raw_path == b"/v1/runs/a%2Fb%3Fc"
+
+
 def test_many_rows_become_several_requests_and_one_answer() -> None:
     def answer(rows: int) -> httpx.Response:
         body = pack_tensors(
             {"logits": np.full((rows, 2), rows, dtype=np.float16)},
             metadata={"teacher": "t", "cached": [False] * rows, "teacher_calls": rows},
         )
-        return httpx.Response(200, content=body)
+        return httpx.Response(200, content=body, headers={"content-type": CONTENT_TYPE})
 
     script = Script(answer(1024), answer(476))
     answers = client_of(script).logits("a/b", range(1500))
