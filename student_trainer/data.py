@@ -16,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cache.reader import CacheReader
-from shared.errors import InputError, MissingRowsError
+from shared.errors import IdentityError, InputError, MissingRowsError, RowRangeError
+from shared.identity import pixel_key
 from shared.views import check_view, render
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.order import TEACHER_VIEWS, drawn_views
@@ -45,6 +47,9 @@ class CachedTeacherDataset(Dataset[Item]):
     With ``views`` other than (0,) one is drawn per row and epoch (see `set_epoch`) and cut from the image, which must
     then be uint8 [H, W, 3] or a PIL image; view 0 leaves the image as it is. ``transform`` comes last, and should add
     no randomness of its own: the student would see other pixels than the teacher.
+
+    ``samples`` random rows are held to the cache before anything is trained: by the key of their pixels where they are
+    such images, else by their labels. Raises IdentityError naming the first that differs; 0 checks nothing.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class CachedTeacherDataset(Dataset[Item]):
         views: Sequence[int] = (0,),
         transform: Callable[[Any], Any] | None = None,
         seed: int = 0,
+        samples: int = 32,
     ) -> None:
         if len(dataset) != reader.num_rows:
             raise InputError(
@@ -65,7 +71,7 @@ class CachedTeacherDataset(Dataset[Item]):
         self._policy = reader.dataset.view_policy
         self._views = tuple(check_view(view, policy=self._policy) for view in views)
         present = np.logical_and.reduce([reader.present(view) for view in self._views])
-        self.rows = np.flatnonzero(present) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.rows = np.flatnonzero(present) if rows is None else _checked(rows, reader=reader)
         """int64 [N]: the row of each item."""
         absent = self.rows[~present[self.rows]]
         if len(absent):
@@ -78,7 +84,25 @@ class CachedTeacherDataset(Dataset[Item]):
         self._dataset = dataset
         self._transform = transform
         self._seed = seed
+        self._check_samples(samples)
         self.set_epoch(0)
+
+    def _check_samples(self, count: int) -> None:
+        view = self._views[0]
+        for row in np.random.default_rng(self._seed).permutation(self.rows)[:count].tolist():
+            image, label = self._dataset[row]
+            pixels = _pixels(image)
+            if pixels is None:
+                same = int(label) == self.reader.labels([row], view=view)[0]
+            else:
+                key = pixel_key(render(pixels, view=view, policy=self._policy))
+                same = key == self.reader.keys([row], view=view)[0].tobytes()
+            if not same:
+                raise IdentityError(
+                    f"row {row} of the data set has another {'label' if pixels is None else 'image'} than row {row} of"
+                    f" the cache's {self.reader.dataset.name}: give the rows in the cache's order, and what changes"
+                    " images as transform="
+                )
 
     def set_epoch(self, epoch: int) -> None:
         """Draw each row's view for this epoch. Workers that outlive an epoch (persistent_workers) do not see it."""
@@ -98,6 +122,26 @@ class CachedTeacherDataset(Dataset[Item]):
     def __getstate__(self) -> Mapping[str, Any]:
         # Workers load images only; the answers are gathered in the main process.
         return {**self.__dict__, "reader": None}
+
+
+def _checked(rows: Sequence[int] | NDArray[np.int64], *, reader: CacheReader) -> NDArray[np.int64]:
+    """The rows as int64 [N]; RowRangeError for one that the data set does not have."""
+    rows_N = np.asarray(rows, dtype=np.int64)
+    outside = rows_N[(rows_N < 0) | (rows_N >= reader.num_rows)]
+    if len(outside):
+        raise RowRangeError(
+            f"row {outside[0]} is out of range: {reader.dataset.name} has rows 0 to {reader.num_rows - 1}"
+        )
+    return rows_N
+
+
+def _pixels(image: object) -> NDArray[np.uint8] | None:
+    """Canonical pixels uint8 [H, W, 3] of an array or a PIL image; None for anything else, such as a tensor."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

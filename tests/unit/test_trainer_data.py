@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.datasets.spec import open_dataset
-from shared.errors import InputError, MissingRowsError, RowRangeError
+from shared.errors import IdentityError, InputError, MissingRowsError, RowRangeError
 from shared.fake_teacher import FakeTeacher
 from shared.identity import pixel_keys
 from student_trainer.data import CachedTeacherDataset, CachedTeacherLoader
@@ -94,6 +95,7 @@ def test_views_are_drawn_again_for_every_epoch(digits: ImageDataset, reader: Cac
 def test_batches_carry_the_answers_of_their_rows(workers: int, digits: ImageDataset, reader: CacheReader) -> None:
     own = OwnDataset(digits)
     dataset = CachedTeacherDataset(own, reader=reader, transform=to_tensor)
+    own.seen.clear()
     loader = CachedTeacherLoader(
         dataset, outputs=("logits", "features"), batch_size=3, shuffle=True, num_workers=workers
     )
@@ -141,3 +143,46 @@ def test_a_data_set_of_another_size_is_refused(reader: CacheReader) -> None:
 def test_a_view_that_does_not_exist_is_refused(digits: ImageDataset, reader: CacheReader) -> None:
     with pytest.raises(RowRangeError, match="view 10 is out of range"):
         CachedTeacherDataset(OwnDataset(digits), reader=reader, views=(10,))
+
+
+class Reversed(OwnDataset):
+    """The same images in another order."""
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return super().__getitem__(len(self) - 1 - row)
+
+
+class AsTensors(Reversed):
+    """Another order, and transformed inside, so that pixels cannot be compared."""
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(row)
+        return to_tensor(image), label
+
+
+class AsPictures(OwnDataset):
+    """The right order, as PIL images."""
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(row)
+        return Image.fromarray(image), label
+
+
+@pytest.mark.parametrize("views", [(0,), (2,)])
+@pytest.mark.parametrize(("own", "what"), [(Reversed, "image"), (AsTensors, "label")])
+def test_rows_in_another_order_are_refused(
+    own: type[OwnDataset], what: str, views: tuple[int, ...], digits: ImageDataset, reader: CacheReader
+) -> None:
+    with pytest.raises(IdentityError, match=f"of the data set has another {what} than row .* in the cache's order"):
+        CachedTeacherDataset(own(digits), reader=reader, views=views)
+    assert len(CachedTeacherDataset(own(digits), reader=reader, views=views, samples=0)) == len(ANSWERED)
+
+
+def test_pictures_in_the_cache_s_order_are_accepted(digits: ImageDataset, reader: CacheReader) -> None:
+    assert len(CachedTeacherDataset(AsPictures(digits), reader=reader, views=(0, 2))) == len(ANSWERED)
+
+
+@pytest.mark.parametrize("row", [-1, 1437])
+def test_a_row_out_of_range_is_refused(row: int, digits: ImageDataset, reader: CacheReader) -> None:
+    with pytest.raises(RowRangeError, match=rf"row {row} is out of range: digits/train has rows 0 to 1436"):
+        CachedTeacherDataset(OwnDataset(digits), reader=reader, rows=[3, row])
