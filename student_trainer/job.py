@@ -3,6 +3,7 @@
 Everything that can be wrong with the user's input is found here, before the first step.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from student_trainer.progress import ProgressView
 from student_trainer.rows import Selection, select_rows, wanted_rows
 from student_trainer.student import build_student
 from student_trainer.targets import Targets, open_cache_targets, open_online_targets
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_OF_NEED: Mapping[str, str] = {"teacher_logits": "logits", "teacher_features": "features"}
 """Field of a batch that a loss may need -> the teacher's output that fills it."""
@@ -99,7 +102,25 @@ def read_objective(config: TrainConfig) -> Objective:
     outputs = {need: OUTPUT_OF_NEED[need] for need in loss.needs if need in OUTPUT_OF_NEED and kd_weight > 0}
     objective = Objective(loss=loss, ce_weight=ce_weight, kd_weight=kd_weight, outputs=outputs)
     _check_source(config, objective)
+    for sentence in ignored_options(config, objective):
+        logger.warning("%s", sentence)
     return objective
+
+
+def ignored_options(config: TrainConfig, objective: Objective) -> list[str]:
+    """Options given that change nothing in this training, each with the reason."""
+    no_teacher = f"loss {objective.loss.name} asks no teacher"
+    no_server = "--cache is no address of a server"
+    uses_cache = config.cache is not None and (objective.outputs or config.missing_policy == "skip")
+    reasons = {
+        "--teacher": (config.teacher is not None and not objective.outputs, no_teacher),
+        "--cache": (config.cache is not None and not uses_cache, no_teacher),
+        "--teacher-views": (config.teacher_views != "0" and not objective.outputs, no_teacher),
+        "--missing": (config.missing is not None and config.cache is None, "there is no --cache"),
+        "--api-key-file": (config.api_key_file is not None and not config.from_server, no_server),
+        "--mirror": (config.mirror is not None and not config.from_server, no_server),
+    }
+    return [f"{name} has no effect: {reason}" for name, (ignored, reason) in reasons.items() if ignored]
 
 
 def _check_source(config: TrainConfig, objective: Objective) -> None:

@@ -101,11 +101,7 @@ def test_settings_and_milestones_are_read() -> None:
 
 @pytest.mark.soak
 def test_two_processes_train_one_student_and_one_of_them_speaks(tmp_path: Path) -> None:
-    options = ["--teacher", "fake:10", "--devices", "2", "--device", "cpu", "--out", str(tmp_path / "online")]
     command = [sys.executable, "-m", "student_trainer.cli", "train", *TINY]
-    refused = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=100)
-    assert refused.returncode == 2
-    assert "--teacher runs in one process" in refused.stderr
     options = ["--loss", "ce", "--devices", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.count("test accuracy: last") == 1
