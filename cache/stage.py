@@ -24,7 +24,7 @@ class Stage:
         self._teachers = teachers
         self._entries: dict[int, list[Entry]] = {}
         self._slots: dict[tuple[int, int, int], int] = {}
-        self._keys: dict[tuple[str, Kind, bytes], int] = {}
+        self._keys: dict[tuple[str, bytes], dict[Kind, int]] = {}
         self._aliases: dict[int, int] = {}
         self._charges: dict[str, list[int]] = {}
 
@@ -72,13 +72,17 @@ class Stage:
         for number, canonical in self._aliases.items():
             place = place_from(number)
             self._teachers.handle(place.cache).aliases[place.slot] = canonical
-        for (teacher_id, kind, key), number in self._keys.items():
-            self._teachers.add_key(teacher_id, kind=kind, key=key, number=number)
+        for (teacher_id, key), kinds in self._keys.items():
+            for kind, number in kinds.items():
+                self._teachers.add_key(teacher_id, kind=kind, key=key, number=number)
         return handles
 
     def _find(self, cache: CacheHandle, key: bytes) -> int | None:
-        staged = self._keys.get((cache.teacher.id, cache.kind, key))
-        return self._teachers.find(cache.teacher.id, key, kind=cache.kind) if staged is None else staged
+        found = self._teachers.find(cache.teacher.id, key, kind=cache.kind)
+        if found is not None:
+            return found
+        staged = self._keys.get((cache.teacher.id, key), {})
+        return next((number for kind, number in staged.items() if kind >= cache.kind), None)
 
     def _slot_of(self, cache: CacheHandle, *, row: int, view: int) -> int | None:
         staged = self._slots.get((cache.index, row, view))
@@ -90,12 +94,12 @@ class Stage:
         if entry.row >= 0 and (slot := self._slot_of(cache, row=entry.row, view=entry.view)) is not None:
             return Place(cache.index, slot)
         if known is not None:
-            entry = entry._replace(answers=self._answers(place_from(known), cache=cache))
+            entry = entry._replace(answers=self._answers(place_from(known), specs=cache.specs))
         else:
             entry = entry._replace(answers=self._first_said(cache, entry=entry))
         place = self._append(cache, entry=entry)
         if known is None:
-            self._keys[cache.teacher.id, cache.kind, entry.key] = place.number
+            self._keys.setdefault((cache.teacher.id, entry.key), {})[cache.kind] = place.number
         else:
             self._aliases[place.number] = known
         return place
@@ -104,7 +108,7 @@ class Stage:
         if (slot := self._slot_of(cache, row=row, view=view)) is not None:
             return Place(cache.index, slot)
         key = self._entry_key(place)
-        entry = Entry(-1, row, view, label, key, self._answers(place, cache=cache))
+        entry = Entry(-1, row, view, label, key, self._answers(place, specs=cache.specs))
         alias = self._append(cache, entry=entry)
         self._aliases[alias.number] = self._canonical(place)
         return alias
@@ -112,13 +116,15 @@ class Stage:
     def _first_said(self, cache: CacheHandle, *, entry: Entry) -> bytes:
         """The answers of an entry, but for outputs that a cache of another kind holds: what was said first stays."""
         said = self._teachers.find_parts(cache.teacher.id, entry.key, kind=cache.kind)
+        for kind, number in self._keys.get((cache.teacher.id, entry.key), {}).items():
+            said = dict.fromkeys((name for name, _ in kind & cache.kind), number) | said
         if not said:
             return entry.answers
         parts, at = [], 0
         for spec in cache.specs:
             mine = entry.answers[at : at + spec.slot_bytes]
-            number = said.get(spec.name)
-            parts.append(mine if number is None else self._answers_of(place_from(number), specs=(spec,)))
+            first = said.get(spec.name)
+            parts.append(mine if first is None else self._answers(place_from(first), specs=(spec,)))
             at += spec.slot_bytes
         return b"".join(parts)
 
@@ -135,13 +141,18 @@ class Stage:
         before = self._teachers.handle(place.cache).num_slots
         return self._entries[place.cache][place.slot - before] if place.slot >= before else None
 
-    def _answers(self, place: Place, *, cache: CacheHandle) -> bytes:
-        """Bytes of an answer in the outputs of ``cache``; staged ones always have the same outputs."""
-        staged = self._staged(place)
-        return self._answers_of(place, specs=cache.specs) if staged is None else staged.answers
-
-    def _answers_of(self, place: Place, *, specs: tuple[ArraySpec, ...]) -> bytes:
-        return self._teachers.handle(place.cache).answers(place.slot, specs)
+    def _answers(self, place: Place, *, specs: tuple[ArraySpec, ...]) -> bytes:
+        """Bytes of these outputs of an answer, one after another; it was kept with all of them."""
+        handle, staged = self._teachers.handle(place.cache), self._staged(place)
+        if staged is None:
+            return handle.answers(place.slot, specs)
+        if specs == handle.specs:
+            return staged.answers
+        parts, at = {}, 0
+        for spec in handle.specs:
+            parts[spec.name] = staged.answers[at : at + spec.slot_bytes]
+            at += spec.slot_bytes
+        return b"".join(parts[spec.name] for spec in specs)
 
     def _entry_key(self, place: Place) -> bytes:
         staged = self._staged(place)

@@ -253,6 +253,32 @@ class TestKeeping:
         np.testing.assert_array_equal(read["logits"], stored([1])["logits"])
         np.testing.assert_array_equal(read["features"], stored([60])["features"])
 
+    @pytest.mark.parametrize(("order", "calls"), [(("wide", "narrow"), 1), (("narrow", "wide"), 2)])
+    def test_nor_by_two_caches_in_one_transaction(
+        self, writer: CacheWriter, train: CacheHandle, order: tuple[str, str], calls: int
+    ) -> None:
+        caches = {"wide": train, "narrow": writer.open_cache(TEACHER, TEST, {"logits": "float16"})}
+        batches = [
+            AnswerBatch(
+                cache=caches[name],
+                run="default",
+                reservation=writer.reserve(run="default", cache=caches[name], calls=1),
+                keys=keys_of([1]),
+                rows=[1],
+                views=[0],
+                labels=[0],
+                outputs=answers_of([said]),
+                aliases=[(2, 0, 0, 0)],
+            )
+            for name, said in zip(order, (1, 60), strict=True)
+        ]
+        places = [place for batch in writer.commit_all(batches) for place in batch]
+        assert len(set(places)) == 4
+        np.testing.assert_array_equal(writer.read(places, ["logits"])["logits"], stored([1] * 4)["logits"])
+        features = stored([1 if order[0] == "wide" else 60])["features"]
+        np.testing.assert_array_equal(writer.read([train.place_of(2)], ["features"])["features"], features)
+        assert writer.ledger_counts()["teacher_calls"] == calls
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, 65_505.0, -1e30])
     def test_an_answer_that_is_not_finite_or_too_large_is_refused_by_name(
         self, writer: CacheWriter, train: CacheHandle, bad: float
