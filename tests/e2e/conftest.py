@@ -41,6 +41,26 @@ class ServerProcess:
 
 LaunchServer = Callable[..., ServerProcess]
 
+SLOW_FAKE = """
+import sys, time
+from shared.fake_teacher import FakeTeacher
+from teacher_server.cli import main
+answer = FakeTeacher.answer
+def slow(self, images):
+    time.sleep({seconds})
+    return answer(self, images)
+FakeTeacher.answer = slow
+main()
+"""
+"""``teacher-server`` whose fake teacher takes its time: stopped in mid work without waiting for torch to load."""
+
+
+def server_program(forward_s: float = 0.0) -> list[str]:
+    """The command ``teacher-server``; a fake teacher takes ``forward_s`` seconds per batch."""
+    if forward_s:
+        return [sys.executable, "-c", SLOW_FAKE.format(seconds=forward_s)]
+    return [sys.executable, "-m", "teacher_server.cli"]
+
 
 def command_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -51,9 +71,9 @@ def launch_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchSe
     """Starts ``teacher-server serve`` with a fake teacher on a free port and waits until it listens."""
     started: list[subprocess.Popen[str]] = []
 
-    def launch(cache: Path, *options: str, teacher: str = "fake:10") -> ServerProcess:
+    def launch(cache: Path, *options: str, teacher: str = "fake:10", forward_s: float = 0.0) -> ServerProcess:
         log = tmp_path_factory.mktemp("log") / "stderr.txt"
-        command = [sys.executable, "-m", "teacher_server.cli", "serve", "--teacher", teacher, "--cache", str(cache)]
+        command = [*server_program(forward_s), "serve", "--teacher", teacher, "--cache", str(cache)]
         process = subprocess.Popen(
             [*command, "--port", "0", *options],
             stdout=subprocess.PIPE,
@@ -80,9 +100,13 @@ def run_server_command() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs ``teacher-server ...`` to its end."""
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "teacher_server.cli", *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=90, env=command_environment(), check=False
+            [*server_program(), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            env=command_environment(),
+            check=False,
         )
 
     return run
@@ -102,6 +126,17 @@ def write_images(folder: Path, *, count: int, size: int = 8) -> Path:
 def pictures(tmp_path: Path) -> Path:
     """A folder data set of 40 images, served as ``pictures/train``."""
     return write_images(tmp_path / "pictures", count=40)
+
+
+@pytest.fixture(scope="session")
+def start_server_command() -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts ``teacher-server ...`` with a fake teacher that takes ``forward_s`` seconds per batch."""
+
+    def start(*arguments: str, forward_s: float) -> "subprocess.Popen[str]":
+        command = [*server_program(forward_s), *arguments]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=command_environment())
+
+    return start
 
 
 @pytest.fixture(scope="session")

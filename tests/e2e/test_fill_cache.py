@@ -23,23 +23,6 @@ from shared.identity import sample_rows
 from teacher_server.cli import app
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-SLOW_TEACHER = """
-import time, torch
-class Slow(torch.nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.head = torch.nn.Linear(3, classes)
-        torch.nn.init.constant_(self.head.weight, 0.5)
-        torch.nn.init.constant_(self.head.bias, 0.1)
-        self.calls = 0
-    def forward(self, x):
-        self.calls += 1
-        if self.calls > 1:  # the first one finds the features
-            time.sleep(0.1)
-        return self.head(x.mean((2, 3)))
-def build(classes):
-    return Slow(classes)
-"""
 
 
 def cache_info(store: Path) -> dict:
@@ -48,19 +31,16 @@ def cache_info(store: Path) -> dict:
 
 
 def test_a_fill_that_was_killed_goes_on_and_makes_no_committed_call_twice(
-    run_server_command: Callable, make_images: Callable, tmp_path: Path
+    run_server_command: Callable, start_server_command: Callable, make_images: Callable, tmp_path: Path
 ) -> None:
     pictures = make_images(tmp_path / "pictures", count=200)
-    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
     store = tmp_path / "store"
-    options = ("--teacher", f"python:{tmp_path}/slow.py:build", "--dataset", f"folder:{pictures}/train")
-    fill = ("fill", *options, "--cache", str(store), "--batch", "8", "--device", "cpu")
-    killed = subprocess.Popen([sys.executable, "-m", "teacher_server.cli", *fill], env=ENVIRONMENT)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and committed_slots(store) < 40:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train")
+    fill = ("fill", *options, "--cache", str(store), "--batch", "8")
+    killed = start_server_command(*fill, forward_s=0.1)
+    wait_for_slots(store, count=40, process=killed)
+    killed.kill()
+    killed.communicate()
     before = cache_info(store)
     again = run_server_command(*fill)
     after = cache_info(store)
@@ -74,6 +54,14 @@ def test_a_fill_that_was_killed_goes_on_and_makes_no_committed_call_twice(
     assert after["caches"][0]["folded"] == after["caches"][0]["slots"] == 200
     # Attempts of the batch that the kill interrupted stay counted, and no more than those in flight.
     assert 200 <= after["attempts"] <= 200 + 8 * 4
+
+
+def wait_for_slots(store: Path, *, count: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while committed_slots(store) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def committed_slots(store: Path) -> int:
@@ -292,19 +280,12 @@ def test_a_nan_from_the_teacher_names_the_row_and_keeps_the_others(
     assert (counts["attempts"], counts["teacher_calls"], counts["caches"][0]["present"]) == (8, 7, {"0": 7})
 
 
-def test_ctrl_c_keeps_what_was_answered(make_images: Callable, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_answered(start_server_command: Callable, make_images: Callable, tmp_path: Path) -> None:
     pictures = make_images(tmp_path / "pictures", count=100)
-    (tmp_path / "slow.py").write_text(SLOW_TEACHER)
     store = tmp_path / "store"
-    command = ["fill", "--teacher", f"python:{tmp_path}/slow.py:build", "--dataset", f"folder:{pictures}/train"]
-    filling = subprocess.Popen(
-        [sys.executable, "-m", "teacher_server.cli", *command, "--cache", str(store), "--batch", "2"],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while committed_slots(store) < 6:
-        time.sleep(0.02)
+    options = ("--teacher", "fake:2", "--dataset", f"folder:{pictures}/train", "--cache", str(store), "--batch", "2")
+    filling = start_server_command("fill", *options, forward_s=0.1)
+    wait_for_slots(store, count=6, process=filling)
     filling.send_signal(signal.SIGINT)
     _, errors = filling.communicate(timeout=30)
     counts = cache_info(store)
