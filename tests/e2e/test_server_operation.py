@@ -1,8 +1,8 @@
 """A real server from the outside: who may ask, where it may listen, one per cache, quick to start without torch."""
 
+import os
 import signal
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,18 +82,22 @@ def test_a_fake_teacher_is_served_in_under_a_second_without_torch(
     launch_server: Callable, tmp_path: Path, pictures: Path
 ) -> None:
     seconds = []
-    for attempt in range(3):
-        began = time.monotonic()
-        server = launch_server(tmp_path / f"store{attempt}", "--dataset", f"folder:{pictures}")
+    while len(seconds) < 3 and min(seconds, default=1.0) >= 1.0:
+        server = launch_server(tmp_path / f"store{len(seconds)}", "--dataset", f"folder:{pictures}")
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-        seconds.append(time.monotonic() - began)
+        seconds.append(processor_seconds(server.process.pid))
         assert server.ask([0, 1]).status_code == 200
         maps = Path(f"/proc/{server.process.pid}/maps").read_text()
         assert "libtorch" not in maps
         assert "sklearn" not in maps
         assert server.stop() == 0
-    # A second on a quiet machine; the test machine is shared, so the best of three, with room.
-    assert min(seconds) < 2.0, seconds
+    assert min(seconds) < 1.0, seconds
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds a process has computed: what its start takes on a quiet machine, also where others are busy."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_ctrl_c_ends_a_server_with_130(launch_server: Callable, tmp_path: Path) -> None:
