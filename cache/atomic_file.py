@@ -21,11 +21,16 @@ def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     partial = path.with_name(path.name + PARTIAL)
     with _disk_full_named(path):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            for part in parts:
-                _write_all(file.fileno(), memoryview(part))
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file.fileno(), memoryview(part))
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            # Half a chunk takes the room that is missing, and a file that failed to sync is never synced again.
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

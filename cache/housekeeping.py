@@ -29,6 +29,6 @@ class Housekeeping:
         while not self._stop.wait(EVERY_S):
             try:
                 self._tidy()
-            except TeachonceError as error:
+            except (TeachonceError, OSError) as error:
                 # Nothing is lost: it is tried again, and the next commit meets the same trouble and reports it.
                 log.warning("housekeeping: %s", error)

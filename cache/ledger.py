@@ -48,9 +48,11 @@ class Ledger:
 
     def close(self) -> None:
         """Write what is left in memory, and leave one plain file behind."""
-        self.flush()
-        with sqlite_errors(self._file):
-            self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            self.flush()
+            with sqlite_errors(self._file):
+                self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
             self.database.close()
 
     @contextmanager
@@ -84,6 +86,7 @@ class Ledger:
         """Create a run, or set the budget of one that exists; None leaves a budget as it is."""
         if name not in self._budgets:
             check_name(name, what="run")
+            _check_budget(budget, attempts=0, what=f"run {name}")
             with self.transaction() as database:
                 database.execute("INSERT INTO runs VALUES (?, ?)", (name, budget))
             self._budgets[name] = budget

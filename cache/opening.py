@@ -13,6 +13,7 @@ from cache.handle import CacheHandle, Kind, Place
 from cache.journal import read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
+    BLOCK_SLOTS,
     DATA,
     DEFAULT_OUTPUTS,
     INDEX_ARRAYS,
@@ -154,9 +155,17 @@ class Teachers:
             values[chosen] = part
         return values
 
-    def fold_block(self, handle: CacheHandle) -> None:
-        """Fold the first block that is not whole."""
-        fold_block(handle, ledger=self._ledger)
+    def fold(self, handle: CacheHandle) -> None:
+        """Fold everything that a cache has."""
+        while handle.folded < handle.num_slots:
+            fold_block(handle, ledger=self._ledger)
+        self.publish(handle)
+
+    def fold_whole_blocks(self, handle: CacheHandle) -> None:
+        """Fold the blocks that are full."""
+        while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
+            fold_block(handle, ledger=self._ledger)
+            self.publish(handle)
 
     def publish(self, handle: CacheHandle) -> None:
         """Bring the Zarr documents up to the ledger."""

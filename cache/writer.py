@@ -5,6 +5,7 @@ Shape key: B answers of one batch.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import RLock
 from time import monotonic
@@ -18,7 +19,7 @@ from cache.batch import AnswerBatch, check_rows, pack_answers
 from cache.handle import CacheHandle, Place, place_from
 from cache.housekeeping import Housekeeping
 from cache.info import describe_cache
-from cache.layout import BLOCK_SLOTS, AnyArray, Bytes
+from cache.layout import AnyArray, Bytes
 from cache.ledger import Ledger
 from cache.lock import WriterLock
 from cache.opening import Teachers, prepare_folder
@@ -82,21 +83,21 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Fold the tail, write the last counts, let the next process write."""
+        """Fold the tail, write the last counts, let the next process write; `DiskFullError` where hits are lost."""
         self._housekeeping.stop()
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            try:
-                self.fold()
-                publish_ledger(self.path, ledger=self._ledger)
-            except DiskFullError as error:
-                # Everything is in the journal; the next writer folds it.
-                log.warning("not folded: %s", error)
-            finally:
-                self._ledger.close()
-                self._file_lock.release()
+            with ExitStack() as last:
+                last.callback(self._file_lock.release)
+                last.callback(self._ledger.close)
+                try:
+                    self.fold()
+                    publish_ledger(self.path, ledger=self._ledger)
+                except DiskFullError as error:
+                    # Everything is in the journal; the next writer folds it.
+                    log.warning("not folded: %s", error)
 
     def open_cache(
         self, teacher: TeacherDescription, dataset: DatasetDescription, outputs: Mapping[str, str] | None = None
@@ -247,22 +248,18 @@ class CacheWriter:
         """Move all committed answers into Zarr, of one cache or of all; raises `DiskFullError`, nothing is lost."""
         with self._lock:
             for handle in self._teachers.load_all() if cache is None else [cache]:
-                while handle.folded < handle.num_slots:
-                    self._teachers.fold_block(handle)
-                self._teachers.publish(handle)
+                self._teachers.fold(handle)
 
     def _fold_whole_blocks(self, handles: Iterable[CacheHandle]) -> None:
         try:
             for handle in handles:
-                while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
-                    self._teachers.fold_block(handle)
-                    self._teachers.publish(handle)
-        except DiskFullError as error:
+                self._teachers.fold_whole_blocks(handle)
+        except (TeachonceError, OSError) as error:
             # The answers are durable in the journal: the caller's commit stands, and the next one tries again.
             log.warning("not folded: %s", error)
 
     def _tidy(self) -> None:
-        """Every second: write hits; after a quiet minute: fold the tail."""
+        """Every second: write hits; after a quiet time: fold the tail."""
         with self._lock:
             if self._closed:
                 return

@@ -356,14 +356,44 @@ class TestKeeping:
         keep(writer, train, rows[:8200])
         with monkeypatch.context() as patch:
             patch.setattr("cache.handle.open_own_array", too_many_files)
-            with pytest.raises(OSError, match="Too many open files"):
-                keep(writer, train, rows[8200:])
+            keep(writer, train, rows[8200:])
+            assert (train.folded, train.tail.start) == (16_384, 8192)
         for _ in range(2):
             places = [Place(train.index, row) for row in rows]
             np.testing.assert_array_equal(writer.read(places, ["logits"])["logits"], stored(rows)["logits"])
             writer.fold()
         assert train.folded == 16_400
         assert train.tail.start == 16_384
+
+    def test_a_disk_that_fails_a_fold_fails_no_commit_and_leaves_no_half_file(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*_: object) -> int:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("os.write", failing)
+        rows = list(range(8200))
+        assert len(keep(writer, train, rows)) == 8200
+        assert not list(writer.path.rglob("*.partial"))
+        monkeypatch.undo()
+        writer.fold()
+        assert train.folded == 8200
+
+    def test_a_disk_that_is_full_at_the_end_is_told_and_lets_the_next_process_write(
+        self, writer: CacheWriter, train: CacheHandle
+    ) -> None:
+        places = keep(writer, train, [1])
+        runs = [f"run-{number}" for number in range(100)]
+        for run in runs:
+            writer.ensure_run(run)
+        pages = writer._ledger.database.execute("PRAGMA page_count").fetchone()[0]
+        writer._ledger.database.execute(f"PRAGMA max_page_count = {pages}")
+        for run in runs:
+            writer.note_hits(run=run, cache=train, places=places)
+        with pytest.raises(DiskFullError):
+            writer.close()
+        with CacheWriter.open(writer.path) as again:
+            assert again.find(TEACHER.id, key_of(1)) == places[0]
 
 
 def too_many_files(*_: object, **__: object) -> None:
@@ -451,6 +481,8 @@ class TestPaying:
             writer.reserve(run="nope", cache=train, calls=1)
         with pytest.raises(UnknownNameError, match="is not a name"):
             writer.ensure_run("No Name")
+        with pytest.raises(BudgetConflictError, match="use 0 or more"):
+            writer.ensure_run("negative", -1)
 
     def test_hits_charge_each_answer_once_per_run_and_are_kept(self, store_path: Path) -> None:
         with CacheWriter.open(store_path) as writer:
