@@ -87,6 +87,8 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused at once
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urllib reads the proxies once per process; whoever opened a URL before would decide.
+    monkeypatch.setattr("urllib.request._opener", None)
     with pytest.raises(InputError, match=r"^cannot download CIFAR100 to .*Connection refused") as raised:
         open_dataset("torchvision:CIFAR100/train", root=tmp_path, download=True)
     assert "\n" not in str(raised.value)
