@@ -131,20 +131,31 @@ def _check_budget(
     if remaining is None:
         return
 
-    def is_known(key: bytes) -> bool:
-        return writer.find(teacher.description.id, key) is not None
-
     needed = sum(
-        plan_fill(job.dataset, rows=job.rows, views=job.views, present=cache.present, is_known=is_known).calls
+        plan_fill(
+            job.dataset,
+            rows=job.rows,
+            views=job.views,
+            present=cache.present,
+            is_known=partial(_is_known, writer, teacher.description.id, cache),
+        ).calls
         for job, cache in zip(jobs, caches, strict=True)
     )
     if needed > remaining:
+        total = counts["attempts"] + needed
+        own = counts["budget"] is not None and counts["budget"] < total
+        remedy = f"raise --budget to {total}" if own else "raise what all runs share: teacher-server serve --budget"
         raise BudgetExhaustedError(
             f"{needed} teacher calls needed, {remaining} remain for run {run}; nothing was computed: "
-            f"ask for fewer rows, or raise --budget to {counts['attempts'] + needed}",
+            f"ask for fewer rows, or {remedy}",
             needed=needed,
             remaining=remaining,
         )
+
+
+def _is_known(writer: CacheWriter, teacher: str, cache: CacheHandle, key: bytes) -> bool:
+    """Whether a cache can take an answer over: one with all of its outputs, in its dtypes."""
+    return writer.find(teacher, key, cache=cache) is not None
 
 
 def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:

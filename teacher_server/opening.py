@@ -89,6 +89,10 @@ def open_datasets(
 def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -> Teacher:
     """The teacher; classes and normalisation default to those of the first data set."""
     if options.spec.startswith(FAKE_PREFIX):
+        if options.weights is not None or options.classes is not None:
+            raise InputError(
+                f"{options.spec[:80]} has no weights and says its classes itself: drop --weights, --classes"
+            )
         return load_teacher(options.spec)
     _limit_threads(options.threads)
     first = datasets[0] if datasets else None

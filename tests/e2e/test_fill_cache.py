@@ -15,6 +15,7 @@ import pytest
 
 from cache.info import describe_cache
 from cache.reader import CacheReader
+from cache.writer import CacheWriter
 from shared.command import run_command
 from shared.datasets.spec import open_dataset
 from shared.errors import TeachonceError
@@ -110,6 +111,35 @@ def test_a_fill_over_budget_ends_with_3_before_computing_anything(
     assert cache_info(store)["budgets"]["paper"] == {"budget": 40, "attempts": 40, "teacher_calls": 40, "charged": 40}
 
 
+def fill_in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
+    """Exit code and output of ``teacher-server fill``."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(app, ["fill", "--teacher", "fake:2", *arguments])
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out + captured.err
+
+
+def test_a_fill_over_the_whole_budget_says_which_budget_to_raise(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CacheWriter.open(tmp_path / "store") as writer:
+        writer.set_total_budget(5)
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"))
+    code, told = fill_in_process(capsys, *options)
+    assert (code, "teacher-server serve --budget" in told, "raise --budget" in told) == (3, True, False), told
+
+
+def test_answers_that_are_kept_otherwise_are_no_answers_for_a_budget(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ("--cache", str(tmp_path / "store"))
+    assert fill_in_process(capsys, "--dataset", f"folder:{pictures}/train", *store, "--dtype", "float32")[0] == 0
+    again = ("--dataset", f"other=folder:{pictures}/train", *store, "--dtype", "float16", "--run", "b", "--batch", "8")
+    code, told = fill_in_process(capsys, *again, "--budget", "20")
+    assert (code, "nothing was computed" in told) == (3, True), told
+    assert describe_cache(tmp_path / "store")["budgets"]["b"]["attempts"] == 0
+
+
 def test_a_budget_counts_duplicates_once(run_server_command: Callable, pictures: Path, tmp_path: Path) -> None:
     cats = sorted((pictures / "train" / "cat").iterdir())
     cats[5].write_bytes(cats[0].read_bytes())
@@ -173,6 +203,8 @@ BAD = {
     "a budget that no ledger can count": (("--budget", "9" * 20), "--budget"),
     "a run that is no name": (("--run", "A B"), "run"),
     "sample and rows": (("--sample", "1", "--rows", "ROWS"), "one of them"),
+    "weights of a teacher without": (("--weights", "w.safetensors"), "drop --weights"),
+    "classes of a teacher that has its own": (("--classes", "3"), "drop --weights, --classes"),
     "an unknown device": (("--teacher", "zoo:resnet8", "--device", "tpu"), "cuda"),
 }
 
