@@ -126,10 +126,9 @@ def _keep(
     view: int,
     outputs: dict[str, NDArray[Any]],
 ) -> None:
-    keys = dataset.keys[rows_B] if view == 0 else _keys_of(dataset, rows_B, view=view)
     writer.adopt(
         handle,
-        keys=keys,
+        keys=keys_of(dataset, rows_B, view=view),
         rows=rows_B,
         views=np.full(len(rows_B), view, dtype=np.int64),
         labels=dataset.labels[rows_B],
@@ -137,7 +136,10 @@ def _keep(
     )
 
 
-def _keys_of(dataset: ImageDataset, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+def keys_of(dataset: ImageDataset, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
+    """Keys of one view of rows, uint8 [B, 32]."""
+    if view == 0:
+        return dataset.keys[rows_B]
     joined = b"".join(dataset.key_of(row, view) for row in rows_B.tolist())
     return np.frombuffer(joined, dtype=np.uint8).reshape(len(rows_B), -1)
 

@@ -18,7 +18,7 @@ from shared.descriptions import TeacherDescription
 from shared.errors import IdentityError, InputError, OutputNotCachedError
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
-from student_trainer.mirror import Fetched, mirror_path
+from student_trainer.mirror import Fetched, keys_of, mirror_path
 
 CACHE_DTYPE = np.float16
 """What a cache stores by default, and so what an online teacher's answers are rounded to."""
@@ -130,10 +130,7 @@ class OnlineTargets:
 
     def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
         """Keys of the pixels, uint8 [B, 32]."""
-        if view == 0:
-            return self._dataset.keys[rows_B].copy()
-        joined = b"".join(self._dataset.key_of(row, view) for row in rows_B.tolist())
-        return np.frombuffer(joined, dtype=np.uint8).reshape(len(rows_B), -1)
+        return keys_of(self._dataset, rows_B, view=view)
 
     def close(self) -> None:
         """Let the teacher go."""
