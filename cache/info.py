@@ -3,13 +3,14 @@
 import os
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache.catalog import CatalogEntry, read_catalog
-from cache.layout import DATA, FORMAT
-from cache.ledger_schema import connect_reader
+from cache.layout import DATA, FORMAT, LEDGER
+from cache.ledger_schema import connect_reader, sqlite_errors
 from cache.records import outputs_json
 from cache.snapshot import read_snapshot
 from cache.zarr_documents import read_attributes
@@ -80,15 +81,12 @@ def _describe_entry(path: Path, *, entry: CatalogEntry, costs: Costs) -> dict[st
 
 
 def _read_costs(path: Path, *, entries: list[CatalogEntry]) -> Costs:
-    try:
-        database = connect_reader(path)
-    except sqlite3.Error:
+    database = connect_reader(path)
+    if database is None:
         return _costs_of_attributes(path, entries=entries)
-    try:
+    with closing(database), sqlite_errors(path / LEDGER):
         database.execute("BEGIN")
         return _costs_of_ledger(database)
-    finally:
-        database.close()
 
 
 def _costs_of_ledger(database: sqlite3.Connection) -> Costs:

@@ -35,6 +35,13 @@ class Ledger:
         """Open or create the ledger of the cache at ``path``."""
         self._file = path / LEDGER
         self.database = connect_writer(path)
+        try:
+            self._load()
+        except BaseException:
+            self.database.close()
+            raise
+
+    def _load(self) -> None:
         rows = self.database.execute("SELECT name, budget FROM runs")
         self._budgets: dict[str, int | None] = dict(rows.fetchall())
         self._total_budget: int | None = self._meta("budget")

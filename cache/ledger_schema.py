@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache.atomic_file import sync_folder
-from cache.layout import FORMAT, LEDGER
+from cache.layout import DATA, FORMAT, LEDGER
 from shared.errors import CorruptCacheError, DiskFullError, InputError, TeachonceError
 
 SLOT_BITS = 40
@@ -42,28 +42,49 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     """Open the ledger of the cache at ``path`` for writing, creating it if absent. The caller holds the lock."""
     with sqlite_errors(path / LEDGER):
         database = sqlite3.connect(path / LEDGER, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA busy_timeout = 10000")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            # One transaction: the ledger of an interrupted first start is empty and made anew.
-            database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-            database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
-            database.execute("COMMIT")
-        check_format(database, path=path)
+        try:
+            _prepare(database, path=path)
+        except BaseException:
+            database.close()
+            raise
         sync_folder(path)
     return database
 
 
-def connect_reader(path: Path) -> sqlite3.Connection:
+def connect_reader(path: Path) -> sqlite3.Connection | None:
     """Open the ledger of the cache at ``path`` without ever writing, also while a server writes it.
 
-    Raises `sqlite3.OperationalError` where that cannot be done, such as a write-ahead log on a read-only volume.
+    None where there is none, or none that can be read so, such as a write-ahead log on a read-only volume.
     """
     ledger = path / LEDGER
     # Without a write-ahead log nobody writes, and SQLite is kept from creating one: the folder may be read-only.
     mode = "ro" if ledger.with_name(LEDGER + "-wal").exists() else "ro&immutable=1"
-    return _open_reader(f"{ledger.resolve().as_uri()}?mode={mode}", path=path)
+    with sqlite_errors(ledger):
+        try:
+            return _open_reader(f"{ledger.resolve().as_uri()}?mode={mode}", path=path)
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise
+            return None
+
+
+def _prepare(database: sqlite3.Connection, *, path: Path) -> None:
+    database.execute("PRAGMA busy_timeout = 10000")
+    empty = not _has_tables(database)
+    # Data comes after the ledger: beside data, an empty one has lost its counts and must not start over.
+    if not empty or (path / DATA).exists():
+        check_format(database, path=path)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    if empty:
+        # One transaction: the ledger of an interrupted first start is empty and made anew.
+        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
+        database.execute("COMMIT")
+
+
+def _has_tables(database: sqlite3.Connection) -> bool:
+    return bool(database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def _open_reader(uri: str, *, path: Path) -> sqlite3.Connection:
@@ -78,7 +99,9 @@ def _open_reader(uri: str, *, path: Path) -> sqlite3.Connection:
 
 
 def check_format(database: sqlite3.Connection, *, path: Path) -> None:
-    """Raise `InputError` for a ledger of another format version."""
+    """Raise `InputError` for a ledger of another format version, `CorruptCacheError` for an empty one."""
+    if not _has_tables(database):
+        raise CorruptCacheError(f"{path / LEDGER} is empty: restore it from a copy of the cache")
     found = database.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
     if found is None or found[0] != FORMAT:
         version = "none" if found is None else found[0]
@@ -91,7 +114,7 @@ def sqlite_errors(ledger: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        code = _primary_code(error)
         if code == sqlite3.SQLITE_FULL:
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -101,3 +124,8 @@ def sqlite_errors(ledger: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
         raise
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """Without the extended part that says where it happened."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -25,7 +25,7 @@ from cache.layout import (
     output_specs,
 )
 from cache.ledger import Ledger
-from cache.ledger_schema import SLOT_BITS
+from cache.ledger_schema import SLOT_BITS, sqlite_errors
 from cache.publish import publish, publish_ledger
 from cache.records import CacheRecord, check_same_dataset, insert_record, read_records
 from cache.zarr_documents import array_document, read_attributes, read_document
@@ -206,7 +206,8 @@ class Teachers:
         kinds: dict[Kind, KeyIndex] = {}
         for record in self._records.values():
             if record.teacher.id == teacher_id:
-                handle = self._load(record)
+                with sqlite_errors(self._path / LEDGER):
+                    handle = self._load(record)
                 first = np.ones(handle.num_slots, dtype=np.bool_)
                 first[list(handle.aliases)] = False
                 slots = np.flatnonzero(first)

@@ -3,7 +3,7 @@
 Shape key: B slots asked for, N rows, S slots.
 """
 
-import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cache.arrays import SlotArray, open_array
 from cache.catalog import CatalogEntry
 from cache.journal import read_entries
-from cache.layout import INDEX_ARRAYS, AnyArray
-from cache.ledger_schema import connect_reader
+from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray
+from cache.ledger_schema import connect_reader, sqlite_errors
 from cache.slot_index import SlotIndex
 from cache.tail import Tail
 from shared.errors import CorruptCacheError, InputError
@@ -79,11 +79,10 @@ def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool) -> Snapshot
 
 
 def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:
-    try:
-        database = connect_reader(path)
-    except sqlite3.Error as error:
-        raise InputError(f"{path} has no readable ledger ({error}): open it with journal=False") from error
-    try:
+    database = connect_reader(path)
+    if database is None:
+        raise InputError(f"{path} has no ledger that can be read here: open it with journal=False")
+    with closing(database), sqlite_errors(path / LEDGER):
         # One transaction: mark and journal are of the same moment.
         database.execute("BEGIN")
         found = database.execute(
@@ -93,8 +92,6 @@ def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:
             raise CorruptCacheError(f"the ledger of {path} does not list {entry.dataset.name}: restore it from a copy")
         number, folded = found
         entries = read_entries(database, cache=number)
-    finally:
-        database.close()
     tail = Tail(entry.specs, start=folded)
     tail.append(entries)
     return folded, tail

@@ -1,6 +1,7 @@
-"""Re-reads a cache and says what is wrong with it: checksums, lengths, values that are not finite."""
+"""Re-reads a cache and says what is wrong with it: checksums, lengths, values that are not finite, the ledger."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import numpy as np
 from cache.arrays import open_array
 from cache.catalog import CatalogEntry, read_catalog
 from cache.checksum import check_segments, read_segments
-from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, ArraySpec
+from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, LEDGER, ArraySpec
+from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.records import read_records
 from shared.errors import CorruptCacheError
 
 
@@ -17,9 +20,35 @@ def find_damage(path: Path) -> Iterator[str]:
 
     Raises `InputError` for a folder that is no cache.
     """
-    for entry in read_catalog(path):
+    entries = read_catalog(path)
+    yield from _damage_of_ledger(path, entries=entries)
+    for entry in entries:
         for spec in (*entry.specs, *INDEX_ARRAYS):
             yield from _damage_of_array(entry, spec=spec)
+
+
+def _damage_of_ledger(path: Path, *, entries: Sequence[CatalogEntry]) -> Iterator[str]:
+    """Pages that contradict each other, and caches whose Zarr group is gone; a copy without a ledger has none."""
+    ledger = path / LEDGER
+    try:
+        database = connect_reader(path)
+        if database is None:
+            return
+        with closing(database), sqlite_errors(ledger):
+            found = [line for (line,) in database.execute("PRAGMA integrity_check(10)") if line != "ok"]
+            records = [] if found else read_records(database)
+    except CorruptCacheError as error:
+        yield str(error)
+        return
+    yield from (f"{ledger} is damaged ({line}): restore it from a copy of the cache" for line in found)
+    slots = {entry.folder: entry.slots for entry in entries}
+    for record in records:
+        folder = record.folder(path)
+        if folder not in slots and record.folded:
+            yield f"{folder} is not a Zarr group with attributes: restore its zarr.json from a copy of the cache"
+        # Behind the ledger is what a crash may leave; the next writer brings it up.
+        elif slots.get(folder, 0) > record.folded:
+            yield f"{folder} says {slots[folder]} slots, {ledger} only {record.folded}: restore one of them from a copy"
 
 
 def _damage_of_array(entry: CatalogEntry, *, spec: ArraySpec) -> Iterator[str]:

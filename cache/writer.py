@@ -19,8 +19,9 @@ from cache.batch import AnswerBatch, check_rows, pack_answers
 from cache.handle import CacheHandle, Place, place_from
 from cache.housekeeping import Housekeeping
 from cache.info import describe_cache
-from cache.layout import AnyArray, Bytes
+from cache.layout import LEDGER, AnyArray, Bytes
 from cache.ledger import Ledger
+from cache.ledger_schema import sqlite_errors
 from cache.lock import WriterLock
 from cache.opening import Teachers, prepare_folder
 from cache.publish import publish_ledger
@@ -69,7 +70,8 @@ class CacheWriter:
         prepare_folder(path)
         lock = WriterLock(path)
         try:
-            return cls(path, lock=lock)
+            with sqlite_errors(path / LEDGER):
+                return cls(path, lock=lock)
         except BaseException:
             lock.release()
             raise

@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.info import describe_cache
+from cache.reader import CacheReader
+from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.descriptions import DatasetDescription, TeacherDescription
+from shared.errors import CorruptCacheError
 
 
 def logit_cache(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -145,6 +149,38 @@ def test_verify_finds_a_flipped_bit_wherever_it_is(writer: CacheWriter) -> None:
     assert done.returncode == 5
     assert [("keys" in line, "logits" in line) for line in done.stdout.splitlines()] == [(False, True), (True, False)]
     assert "2 findings" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["not a database", "cut short", "empty", "scrambled"])
+def test_a_damaged_ledger_is_an_error_everywhere_and_never_a_new_one(writer: CacheWriter, damage: str) -> None:
+    writer.close()
+    ledger = writer.path / "ledger.sqlite3"
+    data = ledger.read_bytes()
+    scrambled = data[:4096] + bytes(byte ^ 0x5A for byte in data[4096:])
+    ledger.write_bytes(
+        {"not a database": b"x" * len(data), "cut short": data[: len(data) // 2], "empty": b"", "scrambled": scrambled}[
+            damage
+        ]
+    )
+    damaged = ledger.read_bytes()
+    for work in (
+        lambda: describe_cache(writer.path),
+        lambda: CacheReader.open(writer.path, journal=True),
+        lambda: CacheWriter.open(writer.path),
+    ):
+        with pytest.raises(CorruptCacheError, match=r"ledger\.sqlite3 is (damaged|empty)") as caught:
+            work()
+        assert caught.value.exit_code == 5
+    assert [line for line in find_damage(writer.path) if "ledger.sqlite3" in line]
+    assert ledger.read_bytes() == damaged
+    with CacheReader.open(writer.path) as reader:
+        assert reader.num_slots == 5
+
+
+def test_verify_misses_a_cache_whose_zarr_group_is_gone(writer: CacheWriter) -> None:
+    writer.close()
+    (writer.path / "data.zarr" / "fake-000000000000" / "toy" / "train" / "zarr.json").unlink()
+    assert [line for line in find_damage(writer.path) if "toy/train" in line]
 
 
 @pytest.mark.parametrize(
