@@ -3,10 +3,7 @@
 The set may have ``classes`` (names) and ``view_policy``; images are PIL images or uint8 arrays [H, W, 3] or [H, W].
 """
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from traceback import extract_tb
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,8 @@ from numpy.typing import NDArray
 from shared.datasets.base import ImageDataset, ItemDataset, SplitFacts
 from shared.datasets.items import item_classes, item_labels, item_pixels
 from shared.datasets.source import SplitSource
-from shared.errors import InputError, TeachonceError
+from shared.errors import InputError
+from shared.user_code import UserCode, run_file
 
 VIEW_POLICY = "crop4flip"
 
@@ -32,7 +30,7 @@ class PythonSource(SplitSource):
         """Call the function; raises `InputError` naming the file and what it raised."""
         file, _, name = self.spec.argument.rpartition(":")
         with UserCode(file):
-            function = getattr(_run_file(Path(file)), name, None)
+            function = getattr(run_file(Path(file)), name, None)
         if not callable(function):
             raise InputError(f"{file} has no function {name}; write one: {name}(split) -> set of (image, label)")
         with UserCode(file):
@@ -48,38 +46,8 @@ class PythonSource(SplitSource):
         return ItemDataset(facts, read=lambda row: _read_item(items, row, file=file))
 
 
-class UserCode:
-    """Turns whatever the code inside raises into one `InputError` line that names the user's file."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, TeachonceError):
-            raise InputError(f"{self._file}: {error}") from error
-        if isinstance(error, Exception | SystemExit):
-            text = " ".join(str(error).split())[:200]
-            lines = [frame.lineno for frame in extract_tb(trace) if Path(frame.filename) == Path(self._file).absolute()]
-            where = f" (line {lines[-1]})" if lines else ""
-            raise InputError(f"{self._file}{where} failed with {type(error).__name__}: {text}") from error
-
-
 def _read_item(items: Any, row: int, *, file: str) -> NDArray[np.uint8]:
     with UserCode(file):
         image = items[row][0]
     with UserCode(f"{file}: row {row}"):
         return item_pixels(image)
-
-
-def _run_file(path: Path) -> object:
-    if not path.is_file():
-        raise InputError("no such file")
-    spec = spec_from_file_location(f"teachonce_user_{path.stem}", path.absolute())
-    if spec is None or spec.loader is None:
-        raise InputError("not a Python file; its name must end in .py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

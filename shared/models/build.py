@@ -1,7 +1,6 @@
 """Networks by spec: ``zoo:``, ``torchvision:``, ``timm:``, ``export:FILE.pt2`` and ``python:FILE.py:FUNCTION``."""
 
 import difflib
-import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import nn
 from shared.errors import InputError, UnknownNameError
 from shared.models.exported import load_exported
 from shared.models.zoo_registry import find_network
+from shared.user_code import UserCode, run_file
 
 KINDS = ("zoo", "torchvision", "timm", "export", "python")
 WITHOUT_AUXILIARY_HEADS = {
@@ -121,20 +121,15 @@ def python_file(name: str) -> tuple[Path, str]:
 
 def _from_python(name: str, *, classes: int) -> nn.Module:
     path, function_name = python_file(name)
-    module_spec = importlib.util.spec_from_file_location(f"teachonce_model_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise InputError(f"{path} is not a Python file; use python:FILE.py:FUNCTION")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"cannot import {path}: {error}") from error
+    with UserCode(str(path)):
+        module = run_file(path)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UnknownNameError(f"{path} has no function {function_name}; it has {', '.join(_functions(module))}")
     parameters = inspect.signature(function).parameters.values()
     takes_classes = any(p.name == "classes" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    model = function(classes=classes) if takes_classes else function()
+    with UserCode(str(path)):
+        model = function(classes=classes) if takes_classes else function()
     if not isinstance(model, nn.Module):
         raise InputError(f"{path}:{function_name} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -22,6 +22,9 @@ def fixed():
 
 def wrong():
     return 3
+
+def failing():
+    raise KeyError("no weights\\nhere")
 """
 
 
@@ -83,12 +86,23 @@ def test_python_specs_that_cannot_work_say_why(python_file: Path, tmp_path: Path
     for spec, said in (
         (f"python:{python_file}:nope", "it has sized, fixed, wrong"),
         (f"python:{python_file}:wrong", "returned int, not a torch.nn.Module"),
+        (f"python:{python_file}:failing", r"mine.py \(line \d+\) failed with KeyError"),
         (f"python:{python_file}", "not python:FILE.py:FUNCTION"),
         (f"python:{tmp_path}/absent.py:f", "no file"),
         (f"python:{tmp_path}/broken.py:f", "no_such_module_here"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=said) as caught:
             build_model(spec, classes=2)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_python_file_may_hold_dataclasses(tmp_path: Path) -> None:
+    (tmp_path / "settings.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n"
+        "@dataclass\nclass Settings:\n    width: int = 3\n"
+        "def net():\n    return nn.Linear(Settings().width, 2)\n"
+    )
+    assert isinstance(build_model(f"python:{tmp_path}/settings.py:net", classes=2), torch.nn.Linear)
 
 
 def test_no_classes_are_refused() -> None:
