@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -21,8 +22,6 @@ from teacher_server.service import Service
 from teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
-
-VERSION = "0.1.0"
 
 
 def create_app(
@@ -47,7 +46,7 @@ def create_app(
 
     app = FastAPI(
         title="teachonce teacher server",
-        version=VERSION,
+        version=version("teachonce"),
         lifespan=lifespan,
         # The stock pages load scripts from another host.
         docs_url=None,
