@@ -1,5 +1,6 @@
 """How every command ends: one line on standard error and an exit code, no traceback for a mistake of the user."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +21,7 @@ def run_command(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     """
     try:
         result = get_command(app).main(args=None if argv is None else list(argv), standalone_mode=False)
+        sys.stdout.flush()
     except TeachonceError as error:
         _fail(str(error), exit_code=error.exit_code)
     except TyperException as error:
@@ -27,8 +29,8 @@ def run_command(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", exit_code=INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output left (`... | head`); there is nobody to tell.
-        sys.stderr.close()
+        # The reader of our output left (`... | head`): nobody is to be told, nor by Python's own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
         _fail(str(error), exit_code=1)

@@ -1,5 +1,9 @@
 """Commands end with one line and the documented exit code."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import typer
 
@@ -27,6 +31,7 @@ def make_app(error: BaseException | None = None) -> typer.Typer:
         (TeachonceError("odd"), 1, "error: odd\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
         (KeyboardInterrupt(), 130, ""),
+        (typer.Abort(), 130, "error: interrupted\n"),
         (typer.Exit(7), 7, ""),
     ],
 )
@@ -47,6 +52,23 @@ def test_wrong_usage_is_one_line_and_exit_code_2(argv: list[str], capsys: pytest
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert message.count("\n") == 1
+
+
+def test_a_reader_that_left_is_told_nothing() -> None:
+    script = "import typer, shared.command; app = typer.Typer(); app.command()(lambda: print('a line'));"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", script + "shared.command.run_command(app, [])"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Buffered, as on a user's machine: the line is written when the command has ended.
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        timeout=60,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_mistake_of_our_own_keeps_its_traceback() -> None:
