@@ -107,7 +107,7 @@ def in_order(specs: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
 
 def dataset_folder(path: Path, *, teacher: str, dataset: str) -> Path:
     """Folder of a cache's Zarr group; raises `InputError` for names that cannot be folders."""
-    if not _TEACHER_PATTERN.match(teacher):
+    if not _TEACHER_PATTERN.fullmatch(teacher):
         raise InputError(f"teacher id {teacher[:200]!r} cannot be a folder: use letters, digits and . _ + -")
     name, _, split = dataset.partition("/")
     check_name(name, what="data set")

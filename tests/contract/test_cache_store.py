@@ -3,6 +3,7 @@
 Shape key: B answers, C classes, D feature width, N rows.
 """
 
+import os
 import sqlite3
 import threading
 import warnings
@@ -348,6 +349,33 @@ class TestKeeping:
         assert run_of(writer)["charged"] == 2
         assert len(writer.commit(train, run="default", reservation=reservation, keys=keys_of(rows), **given)) == 2000
         assert run_of(writer)["teacher_calls"] == 2002
+
+    def test_a_fold_is_on_the_disk_before_the_mark_moves(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep(writer, train, [1, 2])
+        done: list[tuple[str, str]] = []
+        sync, rename = os.fsync, Path.replace
+
+        def noted_sync(descriptor: int) -> None:
+            done.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+            sync(descriptor)
+
+        def noted_rename(path: Path, target: Path) -> Path:
+            done.append(("rename", str(target)))
+            return rename(path, target)
+
+        monkeypatch.setattr(os, "fsync", noted_sync)
+        monkeypatch.setattr(Path, "replace", noted_rename)
+        writer._ledger.database.set_trace_callback(lambda text: done.append(("sql", text.split()[0])))
+        writer.fold()
+        marked = done.index(("sql", "COMMIT"))
+        renames = [(at, Path(name)) for at, (what, name) in enumerate(done[:marked]) if what == "rename"]
+        assert {path.name for _, path in renames} == {"c.0", "c.0.0", "crc32c.json"}
+        assert len(renames) == 12
+        for at, path in renames:
+            assert ("sync", f"{path}.partial") in done[:at]
+            assert ("sync", str(path.parent)) in done[at:marked]
 
     def test_a_fold_that_cannot_map_what_it_wrote_never_answers_with_another_slot(
         self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch

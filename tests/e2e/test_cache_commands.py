@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.checksum import add_segment
 from cache.info import describe_cache
 from cache.reader import CacheReader
 from cache.verify import find_damage
@@ -175,6 +176,25 @@ def test_a_damaged_ledger_is_an_error_everywhere_and_never_a_new_one(writer: Cac
     assert ledger.read_bytes() == damaged
     with CacheReader.open(writer.path) as reader:
         assert reader.num_slots == 5
+
+
+def test_verify_compares_lengths_values_and_ledger(writer: CacheWriter) -> None:
+    writer.close()
+    group = writer.path / "data.zarr" / "fake-000000000000" / "toy" / "train"
+    logits = np.fromfile(group / "logits" / "c.0.0", dtype="<f2").reshape(-1, 4)
+    logits[4, 1] = np.nan
+    logits.tofile(group / "logits" / "c.0.0")
+    add_segment(group / "logits", first=3, values=logits[3:5])
+    (finding,) = find_damage(writer.path)
+    assert "not finite in slots 0 to 4" in finding
+    document = group / "rows" / "zarr.json"
+    document.write_text(document.read_text().replace("    5\n", "    3\n", 1))
+    findings = list(find_damage(writer.path))
+    assert [part for line in findings for part in ("3 slots, its group says 5", "up to 4, but only 3") if part in line]
+    assert len(findings) == 3
+    attributes = group / "zarr.json"
+    attributes.write_text(attributes.read_text().replace('"slots": 5', '"slots": 6'))
+    assert "says 6 slots" in next(find_damage(writer.path))
 
 
 def test_verify_misses_a_cache_whose_zarr_group_is_gone(writer: CacheWriter) -> None:

@@ -165,7 +165,7 @@ def test_a_damaged_document_is_named(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_folders_are_refused(tmp_path: Path) -> None:
-    for teacher in ("../escape", "a/b", "", ".hidden"):
+    for teacher in ("../escape", "a/b", "", ".hidden", "newline\n"):
         with pytest.raises(InputError, match="cannot be a folder"):
             dataset_folder(tmp_path, teacher=teacher, dataset="a/b")
     for dataset in ("a", "a/../b", "A/b", "a/b/c"):
@@ -201,6 +201,19 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     holder.stdin.close()
     holder.stdout.close()
     WriterLock(tmp_path).release()
+
+
+def test_charges_add_up_over_transactions(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for number in range(3):
+        with ledger.transaction():
+            ledger.charges.stage("default", [number, 10_000 + number])
+        ledger.charges.note("default", [20 + number, number])
+        assert ledger.charges.charged("default") == 3 * (number + 1)
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.charges.charged("default") == 9
+    again.close()
 
 
 def test_charges_of_a_transaction_that_failed_are_forgotten(tmp_path: Path) -> None:
