@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 
+from cache.info import describe_cache
 from cache.reader import CacheReader
 from cache.writer import AnswerBatch, CacheHandle, CacheWriter, Place
 from shared.descriptions import DatasetDescription, TeacherDescription
@@ -349,6 +351,28 @@ class TestKeeping:
         assert run_of(writer)["charged"] == 2
         assert len(writer.commit(train, run="default", reservation=reservation, keys=keys_of(rows), **given)) == 2000
         assert run_of(writer)["teacher_calls"] == 2002
+
+    def test_a_journal_with_a_gap_is_refused(self, writer: CacheWriter, train: CacheHandle, tmp_path: Path) -> None:
+        keep(writer, train, [1, 2, 3])
+        copy = copy_of(writer.path, tmp_path / "copy")
+        with closing(sqlite3.connect(copy / "ledger.sqlite3")) as database:
+            database.execute("DELETE FROM journal WHERE row = 2")
+            database.commit()
+        with pytest.raises(CorruptCacheError, match="does not continue at slot 0"):
+            CacheWriter.open(copy)
+
+    def test_a_quiet_writer_folds_and_writes_its_counts_by_itself(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        places = keep(writer, train, [1])
+        writer.ensure_run("late")
+        writer.note_hits(run="late", cache=train, places=places)
+        writer._tidy()
+        assert train.folded == 0
+        assert describe_cache(writer.path)["budgets"]["late"]["charged"] == 1
+        monkeypatch.setattr("cache.writer.IDLE_S", -1.0)
+        writer._tidy()
+        assert train.folded == 1
 
     def test_a_fold_is_on_the_disk_before_the_mark_moves(
         self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
@@ -742,6 +766,35 @@ class TestReading:
         else:
             chunk.unlink()
         with pytest.raises(CorruptCacheError, match=r"c\.0\.0 has \d+ bytes instead of 81920"):
+            CacheReader.open(writer.path)
+
+    def test_what_all_arrays_hold_is_what_is_there(self, writer: CacheWriter, train: CacheHandle) -> None:
+        """As in the middle of a fold's last step."""
+        keep(writer, train, [1])
+        writer.fold()
+        early = (train.folder / "features" / "zarr.json").read_bytes()
+        keep(writer, train, [2])
+        writer.fold()
+        (train.folder / "features" / "zarr.json").write_bytes(early)
+        reader = CacheReader.open(writer.path)
+        assert np.flatnonzero(reader.present()).tolist() == [1]
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new", "named"),
+        [
+            ("zarr.json", b"          5\n", b"          4\n", "logits holds float16 .5. per slot, not float16 .4."),
+            ("rows/c.0", (7).to_bytes(8, "little"), (20_000).to_bytes(8, "little"), "rows that toy/train does not"),
+        ],
+    )
+    def test_documents_and_rows_that_contradict_each_other_are_refused(
+        self, writer: CacheWriter, train: CacheHandle, *, file: str, old: bytes, new: bytes, named: str
+    ) -> None:
+        keep(writer, train, [7])
+        writer.fold()
+        data = (train.folder / file).read_bytes()
+        assert data.count(old) == 1
+        (train.folder / file).write_bytes(data.replace(old, new))
+        with pytest.raises(CorruptCacheError, match=named):
             CacheReader.open(writer.path)
 
     def test_a_flipped_bit_in_the_tail_is_never_folded_again(self, store_path: Path) -> None:
