@@ -58,7 +58,8 @@ def terminal_table(comparison: Comparison) -> Table:
     seeds = len(comparison.results[0].accuracies)
     table = Table(title=comparison.title, caption=f"test accuracy: mean and sample std over n = {seeds} seeds")
     table.add_column("loss", no_wrap=True)
-    for heading in ("test acc. in %", "images/s", "teacher calls", "charged", "online calls"):
+    table.add_column("test acc. %", justify="right", no_wrap=True)
+    for heading in ("images/s", "teacher calls", "charged", "online calls"):
         table.add_column(heading, justify="right")
     for result in comparison.results:
         table.add_row(*row_texts(result))
