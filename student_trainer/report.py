@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
@@ -56,7 +57,9 @@ class Comparison:
 def terminal_table(comparison: Comparison) -> Table:
     """The comparison as a rich table."""
     seeds = len(comparison.results[0].accuracies)
-    table = Table(title=comparison.title, caption=f"test accuracy: mean and sample std over n = {seeds} seeds")
+    table = Table(
+        title=comparison.title, box=SIMPLE_HEAD, caption=f"test accuracy: mean and sample std over n = {seeds} seeds"
+    )
     table.add_column("loss", no_wrap=True)
     table.add_column("test acc. %", justify="right", no_wrap=True)
     for heading in ("images/s", "teacher calls", "charged", "online calls"):
