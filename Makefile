@@ -14,8 +14,9 @@ export PATH := $(BIN):$(PATH)
 demo: $(STAMP)
 	student-trainer demo --out runs/demo
 
+# One thread per process: tests start many processes, and oversubscribed cores cost tenfold.
 test: lint
-	pytest -m "not soak" -q
+	OMP_NUM_THREADS=1 pytest -m "not soak" -q
 
 lint: $(STAMP)
 	ruff check .
@@ -26,7 +27,7 @@ bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done
 
 soak: $(STAMP)
-	pytest -m soak -q
+	OMP_NUM_THREADS=1 pytest -m soak -q
 
 # --no-deps: the lock is complete, so nothing is left for a resolver to decide. uv unpacks these three gigabytes in a third
 # of pip's time; where only pip knows the way to the packages (a private index), pip does it.
@@ -34,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "teachonce needs Python 3.11 or newer: set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint requirements.lock uv
-	uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements.lock \
+	uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --requirement requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	rm -f $(VENV)/.teachonce-*
