@@ -11,8 +11,11 @@ MAX_JSON_BYTES = 256 * 2**10
 """Three times what the most rows of one request take. Reading JSON stops everyone else, so it must be over soon."""
 
 
-def expect_type(request: Request, *, allowed: Sequence[str]) -> str:
-    """The Content-Type of a request; raises `UnsupportedTypeError`."""
+def expect_type(request: Request, *, allowed: Sequence[str], unnamed: str | None = None) -> str:
+    """The Content-Type of a request, ``unnamed`` where it has none; raises `UnsupportedTypeError`."""
+    # A page of another site can send a body without a type unasked, but never without an Origin.
+    if unnamed is not None and not {"content-type", "origin"} & set(request.headers.keys()):
+        return unnamed
     # Browsers send other types across sites unasked; these make them ask first, and are refused.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in allowed:

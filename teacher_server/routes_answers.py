@@ -73,9 +73,12 @@ async def read_row(request: Request, dataset: str, split: str, row: str) -> Resp
     ),
 )
 async def ask_images(request: Request) -> Response:
-    """Answers for one PNG, JPEG or WebP file, or for ``images`` uint8 [B, H, W, 3] in a safetensors body."""
+    """Answers for one PNG, JPEG or WebP file, or for ``images`` uint8 [B, H, W, 3] in a safetensors body.
+
+    A body without a Content-Type is read as an image file.
+    """
     service = _service(request)
-    kind = expect_type(request, allowed=(*IMAGE_TYPES, CONTENT_TYPE))
+    kind = expect_type(request, allowed=(*IMAGE_TYPES, CONTENT_TYPE), unnamed=IMAGE_TYPES[-1])
     query = read_query(request, known=("outputs", "run"))
     body = await request.body()
     if kind == CONTENT_TYPE:

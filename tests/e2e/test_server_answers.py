@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.numpy import save
 
@@ -89,6 +90,18 @@ def test_an_upload_of_a_cached_row_costs_nothing_and_the_other_way_round(
     assert (uploaded_first["teacher_calls"], row_after["teacher_calls"]) == (1, 0)
     assert row_after["logits"] == uploaded_first["logits"]
     assert server.ledger()["teacher_calls"] == 2
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP"])
+def test_an_image_without_a_content_type_is_known_by_its_bytes(
+    launch_server: Callable, tmp_path: Path, form: str
+) -> None:
+    server = launch_server(tmp_path / "store")
+    body = encoded(picture(1), form)
+    named = post_image(server.url, body, f"image/{form.lower()}")
+    plain = httpx.post(f"{server.url}/v1/images", content=body)
+    assert plain.status_code == 200, plain.text
+    assert (plain.json()["keys"], plain.json()["cached"]) == (named.json()["keys"], [True])
 
 
 def test_many_images_in_one_binary_body_are_answered_in_order(launch_server: Callable, tmp_path: Path) -> None:

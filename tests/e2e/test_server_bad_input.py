@@ -143,7 +143,10 @@ REQUESTS = {
     "no such route with a slash": ("GET", "/v1/ledger/", {}, b"", 404, "not_found"),
     "another verb": ("DELETE", "/v1/logits", {}, b"", 405, "method_not_allowed"),
     "form data": ("POST", "/v1/logits", {"content-type": "text/plain"}, b"{}", 415, "unsupported_type"),
-    "no content type": ("POST", "/v1/images", {}, b"x", 415, "unsupported_type"),
+    "no content type": ("POST", "/v1/images", {}, b"x", 400, "bad_image"),
+    "no content type for JSON": ("POST", "/v1/logits", {}, GOOD_BODY, 415, "unsupported_type"),
+    "an empty content type": ("POST", "/v1/images", {"content-type": ""}, b"x", 415, "unsupported_type"),
+    "no content type from a page": ("POST", "/v1/images", {"origin": "null"}, b"x", 415, "unsupported_type"),
     "gzip": ("POST", "/v1/logits", {"content-type": JSON, "content-encoding": "gzip"}, b"", 415, "unsupported_type"),
     "multipart": (
         "POST",
