@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,12 +85,12 @@ def fill_cache(options: FillOptions) -> str:
     with closing(CacheWriter.open(options.cache)) as writer:
         jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
-            writer.ensure_run(options.run, budget=options.budget)
+            writer.ensure_run(options.run)
             caches = [
                 open_cache(writer, teacher=teacher, dataset=job.dataset.description, outputs=options.outputs)
                 for job in jobs
             ]
-            _check_budget(writer, teacher=teacher, jobs=jobs, caches=caches, run=options.run)
+            _set_budget(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches)
             began_s = time.monotonic()
             counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
             seconds = time.monotonic() - began_s
@@ -122,16 +123,28 @@ async def _fill(
     return total
 
 
-def _check_budget(
-    writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle], run: str
+def _set_budget(
+    options: FillOptions, *, writer: CacheWriter, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle]
 ) -> None:
-    """Raise where the run cannot pay for all that is missing."""
-    counts = writer.ledger_counts()["runs"][run]
-    remaining = counts["remaining"]
-    if remaining is None:
+    """Give the run its budget; raise where it cannot pay for all that is missing, and leave the budget it had."""
+    before = writer.ledger_counts()["runs"][options.run]
+    if options.budget is None and before["remaining"] is None:
         return
 
-    needed = sum(
+    # Counted first: it can take minutes, and an end in between must change nothing.
+    needed = _count_needed(writer, teacher=teacher, jobs=jobs, caches=caches)
+    writer.ensure_run(options.run, budget=options.budget)
+    # The ledger's own answer: only it knows what all runs share.
+    counts = writer.ledger_counts()["runs"][options.run]
+    if counts["remaining"] is None or needed <= counts["remaining"]:
+        return
+    writer.set_budget(options.run, before["budget"])
+    raise _exhausted(options.run, counts=counts, needed=needed)
+
+
+def _count_needed(writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle]) -> int:
+    """Calls that all jobs together take."""
+    return sum(
         plan_fill(
             job.dataset,
             rows=job.rows,
@@ -141,16 +154,18 @@ def _check_budget(
         ).calls
         for job, cache in zip(jobs, caches, strict=True)
     )
-    if needed > remaining:
-        total = counts["attempts"] + needed
-        own = counts["budget"] is not None and counts["budget"] < total
-        remedy = f"raise --budget to {total}" if own else "raise what all runs share: teacher-server serve --budget"
-        raise BudgetExhaustedError(
-            f"{needed} teacher calls needed, {remaining} remain for run {run}; nothing was computed: "
-            f"ask for fewer rows, or {remedy}",
-            needed=needed,
-            remaining=remaining,
-        )
+
+
+def _exhausted(run: str, *, counts: Mapping[str, Any], needed: int) -> BudgetExhaustedError:
+    total = counts["attempts"] + needed
+    own = counts["budget"] is not None and counts["budget"] < total
+    remedy = f"raise --budget to {total}" if own else "raise what all runs share: teacher-server serve --budget"
+    return BudgetExhaustedError(
+        f"{needed} teacher calls needed, {counts['remaining']} remain for run {run}; nothing was computed: "
+        f"ask for fewer rows, or {remedy}",
+        needed=needed,
+        remaining=counts["remaining"],
+    )
 
 
 def _is_known(writer: CacheWriter, teacher: str, cache: CacheHandle, key: bytes) -> bool:

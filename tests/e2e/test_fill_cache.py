@@ -129,6 +129,28 @@ def test_a_fill_over_the_whole_budget_says_which_budget_to_raise(
     assert (code, "teacher-server serve --budget" in told, "raise --budget" in told) == (3, True, False), told
 
 
+@pytest.mark.parametrize(("whole", "budget"), [(None, "20"), (15, "60")])
+def test_a_refused_fill_leaves_the_run_the_budget_it_had(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: int | None, budget: str
+) -> None:
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"), "--run", "paper")
+    assert fill_in_process(capsys, *options, "--sample", "10", "--budget", "12")[0] == 0
+    with CacheWriter.open(tmp_path / "store") as writer:
+        writer.set_total_budget(whole)
+    code, told = fill_in_process(capsys, *options, "--budget", budget)
+    assert (code, "nothing was computed" in told) == (3, True), told
+    assert cache_info(tmp_path / "store")["budgets"]["paper"]["budget"] == 12
+
+
+def test_a_budget_below_the_calls_made_is_refused(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"), "--sample", "10")
+    assert fill_in_process(capsys, *options, "--budget", "12")[0] == 0
+    code, told = fill_in_process(capsys, *options, "--budget", "9")
+    assert (code, "below the 10 attempts" in told) == (2, True), told
+
+
 def test_answers_that_are_kept_otherwise_are_no_answers_for_a_budget(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
