@@ -32,8 +32,10 @@ class CacheReader:
         entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
         self.teacher: TeacherDescription = entry.teacher
         self.dataset: DatasetDescription = entry.dataset
-        self.outputs: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs}
-        """Name -> dtype of what is kept."""
+        self.outputs: tuple[str, ...] = tuple(spec.name for spec in entry.specs)
+        """Names of what is kept."""
+        self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs}
+        """Stored dtype of each output."""
         self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal)
 
     @classmethod
@@ -84,8 +86,8 @@ class CacheReader:
 
     @property
     def num_views(self) -> int:
-        """V: view 0 and all that the policy knows, cached or not; uploads have one."""
-        return 1 + view_count(self.dataset.view_policy) if self.dataset.rows else 1
+        """V: views under which at least one row is answered; which rows, `present` says."""
+        return self._now.num_views
 
     @property
     def num_slots(self) -> int:
@@ -99,12 +101,14 @@ class CacheReader:
         return mask
 
     def gather(
-        self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] = ("logits", "features")
+        self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] | str | None = None
     ) -> dict[str, AnyArray]:
         """Answers about rows [B], arrays [B, ...] in the stored dtype; ``view`` is one for all or an array [B].
 
+        ``outputs`` names what is wanted, one or several; None: all that is kept.
         Raises `MissingRowsError`, `RowRangeError`, `OutputNotCachedError`.
         """
+        outputs = self.outputs if outputs is None else (outputs,) if isinstance(outputs, str) else outputs
         for name in outputs:
             if name not in self.outputs:
                 raise OutputNotCachedError(f"{name!r} is not in this cache; it keeps {', '.join(self.outputs)}")
@@ -137,10 +141,12 @@ class CacheReader:
         chosen = view if isinstance(view, int) else _integers(view, what="views")
         if not isinstance(chosen, int) and chosen.shape not in ((), rows.shape):
             raise InputError(f"{chosen.size} views for {len(rows)} rows: give one view, or one per row")
-        wrong = np.flatnonzero((np.asarray(chosen) < 0) | (np.asarray(chosen) >= self.num_views))
+        # View 0 beside those that the policy numbers; uploads have no other.
+        last = view_count(self.dataset.view_policy) if self.dataset.rows else 0
+        wrong = np.flatnonzero((np.asarray(chosen) < 0) | (np.asarray(chosen) > last))
         if len(wrong):
             first = int(np.asarray(chosen).reshape(-1)[wrong[0]])
-            raise RowRangeError(f"view {first} does not exist under {self.view_policy}: use 0 to {self.num_views - 1}")
+            raise RowRangeError(f"view {first} does not exist under {self.view_policy}: use 0 to {last}")
         slots = self._now.index.slots_of(rows, view=chosen)
         if len(slots) and slots.min() < 0:
             raise self._missing(rows[slots < 0], view=chosen)

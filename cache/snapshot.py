@@ -46,6 +46,8 @@ class Snapshot:
         if len(rows) and entry.dataset.rows and not 0 <= rows.min() <= rows.max() < entry.dataset.rows:
             raise CorruptCacheError(f"{entry.folder} holds rows that {entry.dataset.name} does not have: restore it")
         self.index.extend(rows, views, first_slot=0)
+        self.num_views = len(np.unique(views))
+        """Views that have an answer."""
 
     def column(self, name: str) -> Ints:
         """All slots of an index array of integers, int64 [S]."""

@@ -38,7 +38,7 @@ class CachedAlready:
 
     def outputs(self, dataset: str) -> dict[str, str] | None:
         """Name to dtype of what the data set's cache keeps; None where there is none yet."""
-        return self._readers[dataset].outputs if dataset in self._readers else None
+        return self._readers[dataset].dtypes if dataset in self._readers else None
 
     def present(self, dataset: ImageDataset, *, view: int) -> NDArray[np.bool_]:
         """Which rows are cached, bool [N]; raises `IdentityError` for another data set of that name."""

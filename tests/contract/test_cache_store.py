@@ -641,14 +641,17 @@ class TestReading:
         with CacheReader.open(path, journal=True) as reader:
             wanted = np.random.default_rng(1).choice(rows, 256)
             batch = reader.gather(wanted)
+            assert tuple(batch) == reader.outputs
+            assert tuple(reader.gather(wanted, outputs="features")) == ("features",)
             for name, expected in stored(wanted.tolist()).items():
                 assert batch[name].dtype == np.float16
                 np.testing.assert_array_equal(batch[name], expected)
             np.testing.assert_array_equal(reader.labels(wanted), wanted % 5)
             np.testing.assert_array_equal(reader.keys(wanted), keys_of(wanted.tolist()))
             assert np.flatnonzero(reader.present()).tolist() == sorted(rows)
-            assert reader.outputs == {"logits": "float16", "features": "float16"}
-            assert (reader.num_rows, reader.num_views) == (20_000, 19)
+            assert reader.outputs == ("logits", "features")
+            assert reader.dtypes == {"logits": "float16", "features": "float16"}
+            assert (reader.num_rows, reader.num_views) == (20_000, 1)
             assert (reader.teacher, reader.dataset) == (TEACHER, TRAIN)
 
     def test_zarr_alone_reads_the_same_without_a_warning(self, filled: tuple[Path, list[int]]) -> None:
@@ -693,6 +696,7 @@ class TestReading:
         mixed = reader.gather([5, 5, 2], view=[18, 0, 3])["logits"]
         expected = np.concatenate([stored([5], 18)["logits"], stored([5], 0)["logits"], stored([2], 3)["logits"]])
         np.testing.assert_array_equal(mixed, expected)
+        assert reader.num_views == 3
         assert np.flatnonzero(reader.present(3)).tolist() == [1, 2, 5]
         assert not reader.present(4).any()
         assert train.slot_of(2, 18) == 7
