@@ -10,8 +10,7 @@ Shape key: B batch, C classes, D feature width, H height, W width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,8 +54,8 @@ class CachedTeacherDataset(Dataset[Item]):
     def __init__(
         self,
         dataset: MapStyle,
-        *,
         reader: CacheReader,
+        *,
         rows: Sequence[int] | NDArray[np.int64] | None = None,
         views: Sequence[int] = (0,),
         transform: Callable[[Any], Any] | None = None,
@@ -144,9 +143,8 @@ def _pixels(image: object) -> NDArray[np.uint8] | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TeacherBatch:
-    """One batch of a `CachedTeacherLoader`."""
+class TeacherBatch(NamedTuple):
+    """One batch of a `CachedTeacherLoader`, by name or as ``images, labels, rows, views, teacher``."""
 
     images: Any
     """The images as collated, usually a Tensor [B, ...]."""

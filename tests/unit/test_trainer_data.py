@@ -106,6 +106,10 @@ def test_batches_carry_the_answers_of_their_rows(workers: int, digits: ImageData
         assert np.array_equal(batch.teacher["features"].numpy(), expected["features"])
         assert torch.equal(batch.images[0], to_tensor(digits.image(int(batch.rows[0]))))
         assert batch.labels.tolist() == digits.labels[batch.rows.numpy()].tolist()
+        images, _, same_rows, _, teacher = batch
+        assert images is batch.images
+        assert same_rows is batch.rows
+        assert set(teacher) == {"logits", "features"}
         rows.extend(batch.rows.tolist())
     assert sorted(rows) == ANSWERED
     assert len(loader) == 3
