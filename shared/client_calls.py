@@ -20,7 +20,7 @@ from shared.errors import (
     InputError,
     MissingRowsError,
     TeachonceError,
-    UnavailableError,
+    UnreachableError,
 )
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
 
@@ -182,9 +182,9 @@ def check_url(base_url: str) -> str:
     return base_url
 
 
-def unreachable(base_url: str, *, error: httpx.TransportError) -> UnavailableError:
+def unreachable(base_url: str, *, error: httpx.TransportError) -> UnreachableError:
     """The error after the last try."""
-    return UnavailableError(
+    return UnreachableError(
         f"no teacher server at {base_url} ({type(error).__name__}); start one with teacher-server serve"
     )
 

@@ -150,6 +150,13 @@ class UnavailableError(TeachonceError):
     retry_after_s = 1
 
 
+class UnreachableError(UnavailableError):
+    """Nobody answers at an address that the user gave."""
+
+    code = "unreachable"
+    exit_code = 2
+
+
 class DeadlineError(TeachonceError):
     """The answer was not ready in time; it is computed and kept all the same."""
 

@@ -11,7 +11,7 @@ from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from shared.client import TeacherClient
 from shared.datasets.spec import open_dataset
-from shared.errors import IdentityError, InputError, UnauthorizedError, UnavailableError, UnknownNameError
+from shared.errors import IdentityError, InputError, UnauthorizedError, UnreachableError, UnknownNameError
 from shared.fake_teacher import FakeTeacher
 from student_trainer.loop import TrainConfig, train
 from student_trainer.progress import Quiet
@@ -102,8 +102,9 @@ def test_a_run_with_its_rows_inside_resumes_without_the_server(config: TrainConf
 
 
 def test_no_server_is_one_clear_error(config: TrainConfig) -> None:
-    with pytest.raises(UnavailableError, match=r"no teacher server at http://127\.0\.0\.1:9"):
+    with pytest.raises(UnreachableError, match=r"no teacher server at http://127\.0\.0\.1:9") as raised:
         train(replace(config, cache="http://127.0.0.1:9"))
+    assert raised.value.exit_code == 2
     assert not config.out.exists()
 
 
