@@ -11,7 +11,7 @@ from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from shared.client import TeacherClient
 from shared.datasets.spec import open_dataset
-from shared.errors import IdentityError, InputError, UnauthorizedError, UnreachableError, UnknownNameError
+from shared.errors import IdentityError, InputError, UnauthorizedError, UnknownNameError, UnreachableError
 from shared.fake_teacher import FakeTeacher
 from student_trainer.loop import TrainConfig, train
 from student_trainer.progress import Quiet
