@@ -87,7 +87,10 @@ def open_datasets(
 
 
 def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -> Teacher:
-    """The teacher; classes and normalisation default to those of the first data set."""
+    """The teacher; classes and normalisation default to those of the first data set.
+
+    Raises `InputError` where ``options.classes`` is not the width of its logits.
+    """
     if options.spec.startswith(FAKE_PREFIX):
         if options.weights is not None or options.classes is not None:
             raise InputError(
@@ -96,7 +99,7 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
         return load_teacher(options.spec)
     _limit_threads(options.threads)
     first = datasets[0] if datasets else None
-    return load_teacher(
+    teacher = load_teacher(
         options.spec,
         weights=options.weights,
         classes=options.classes or (len(first.classes) if first else None),
@@ -105,6 +108,14 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
         precision=options.precision,
         trust_export=options.trust_export,
     )
+    found = teacher.description.classes
+    if options.classes is not None and options.classes != found:
+        teacher.close()
+        raise InputError(
+            f"{options.spec[:80]} has {found} classes by its weights, not the {options.classes} of "
+            f"--classes {options.classes}; leave --classes out, or give other weights"
+        )
+    return teacher
 
 
 def _limit_threads(threads: int | None) -> None:

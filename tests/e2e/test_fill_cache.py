@@ -21,6 +21,8 @@ from shared.datasets.spec import open_dataset
 from shared.errors import TeachonceError
 from shared.fake_teacher import FakeTeacher
 from shared.identity import sample_rows
+from shared.models.build import build_model
+from shared.models.checkpoint import CheckpointMetadata, save_checkpoint
 from teacher_server.cli import app
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -246,6 +248,22 @@ def test_bad_input_ends_with_2_and_one_line(
     assert ended.value.code == 2, errors
     assert len(errors.splitlines()) == 1, errors
     assert word in errors
+
+
+@pytest.mark.parametrize(("classes", "code"), [(("--classes", "5"), 2), (("--classes", "3"), 0), ((), 0)])
+def test_classes_that_contradict_the_weights_are_refused(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: tuple[str, ...], code: int
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    metadata = CheckpointMetadata(architecture="zoo:resnet8", classes=3)
+    save_checkpoint(weights, build_model("zoo:resnet8", classes=3, seed=0), metadata=metadata)
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(tmp_path / "store"), "--sample", "1")
+    with pytest.raises(SystemExit) as ended:
+        run_command(app, ["fill", "--teacher", str(weights), *options, *classes])
+    errors = capsys.readouterr().err
+    assert ended.value.code == code, errors
+    assert ("has 3 classes" in errors and "--classes 5" in errors) == (code == 2), errors
+    assert cache_info(tmp_path / "store")["attempts"] == (1 if code == 0 else 0)
 
 
 def npy(array: np.ndarray) -> bytes:
