@@ -12,12 +12,15 @@ from teacher_server.service import Service
 router = APIRouter()
 
 
+# The paths of the Open Inference Protocol beside those that probes are usually given.
+@router.get("/v2/health/live", **documented(None))
 @router.get("/healthz", **documented(None))
 async def live() -> Response:
     """Whether the process answers at all."""
     return JsonReply({"live": True})
 
 
+@router.get("/v2/health/ready", **documented(None, errors=(503,)))
 @router.get("/readyz", **documented(None, errors=(503,)))
 async def ready(request: Request) -> Response:
     """Whether questions can be answered now; 503 says why not."""

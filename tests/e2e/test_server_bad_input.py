@@ -226,6 +226,8 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
         "/v1/logits",
         "/v1/logits/{dataset}/{split}/{row}",
         "/v1/runs/{name}",
+        "/v2/health/live",
+        "/v2/health/ready",
     }
     asking = {"200", "400", "401", "402", "404", "408", "413", "415", "500", "503", "504", "507"}
     assert set(paths["/v1/logits"]["post"]["responses"]) == asking

@@ -37,8 +37,9 @@ def test_only_a_key_from_the_file_may_ask(launch_server: Callable, tmp_path: Pat
             refused = httpx.get(server.url + path, headers=headers)
             assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized"), (path, headers)
             assert refused.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(f"{server.url}/healthz").status_code == 200
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    for path, told in {"/healthz": "live", "/readyz": "ready"}.items():
+        answers = [httpx.get(server.url + probe) for probe in (path, f"/v2/health/{told}")]
+        assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {told: True})] * 2
     with TeacherClient(server.url, api_key=made[0]) as client:
         assert client.ledger()["attempts"] == 0
     with TeacherClient(server.url) as client:
