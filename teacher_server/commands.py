@@ -23,7 +23,7 @@ from shared.views import parse_views
 from teacher_server.answering import Answering
 from teacher_server.fill import FillCounts, fill
 from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
-from teacher_server.plan import plan_fill, slot_bytes
+from teacher_server.plan import plan_fill, readable_size, slot_bytes
 from teacher_server.planning import CachedAlready
 from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
@@ -199,7 +199,8 @@ def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
         size_bytes += plan.new_slots * slot_bytes(about, outputs=outputs)
     duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "minutes unknown (give --rate)"
     free = disk_usage(_existing(options.cache)).free
-    yield f"teacher {about.id}: {calls} teacher calls, {size_bytes / 1e6:.1f} MB, {duration}, {free / 1e9:.1f} GB free"
+    size = readable_size(size_bytes)
+    yield f"teacher {about.id}: {calls} teacher calls, {size}, {duration}, {readable_size(free)} free"
     remaining = known.remaining(options.run, budget=options.budget)
     if remaining is not None:
         verdict = "enough" if remaining >= calls else f"{calls - remaining} short"

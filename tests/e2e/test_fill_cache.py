@@ -184,7 +184,8 @@ def test_a_plan_leaves_nothing_behind(run_server_command: Callable, pictures: Pa
         "plan", "--teacher", "fake:2", "--dataset", f"folder:{pictures}", "--cache", str(store), "--views", "0-3"
     )
     assert ran.returncode == 0, ran.stderr
-    assert "160 teacher calls" in ran.stdout
+    assert "160 teacher calls, " in ran.stdout
+    assert " kB, " in ran.stdout
     assert not store.exists()
 
 

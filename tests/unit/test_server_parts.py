@@ -22,6 +22,7 @@ from shared.errors import (
 from shared.schemas import LogitsRequest, parse_body
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
 from teacher_server.keys import is_known_key, load_keys
+from teacher_server.plan import readable_size
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.serving import bind
 from teacher_server.settings import AnsweringSettings, ServerSettings
@@ -95,6 +96,24 @@ def test_runs_take_turns_and_keep_their_order() -> None:
     assert len(queue) == 2
     assert [(one.run, one.index) for one in queue.take(9)] == [("large", 3), ("large", 4)]
     assert queue.take(1) == []
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (28_400, "28.4 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (1_300_000, "1.3 MB"),
+        (2_100_000_000, "2.1 GB"),
+        (7_000_000_000_000, "7.0 TB"),
+        (7_000_000_000_000_000, "7000.0 TB"),
+    ],
+)
+def test_sizes_are_told_in_the_unit_that_shows_them(size_bytes: int, text: str) -> None:
+    assert readable_size(size_bytes) == text
 
 
 def test_tensors_and_metadata_survive_the_wire() -> None:
