@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import secrets
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,6 +56,9 @@ class Guard:
             self._check(scope["path"], headers=headers)
         except TeachonceError as error:
             log.info("refused request_id=%s path=%r code=%s", request_id, scope["path"][:200], error.code)
+            # Who asked whether to send the body has not begun; reading would invite it.
+            if isinstance(error, TooLargeError) and not _values(headers, b"expect"):
+                await body.discard()
             await error_reply(error, request_id=request_id)(scope, receive, send_with_id)
         else:
             await self.app(scope, body.receive, send_with_id)
@@ -115,12 +119,27 @@ class LimitedBody:
                 message = await self._receive()
         except TimeoutError as error:
             raise SlowBodyError(f"the body took more than {self._timeout_s:g} s; send it faster") from error
+        self._count(message)
+        if self._size_bytes > self._max_bytes:
+            await self.discard()
+            raise _too_large(self._max_bytes)
+        return message
+
+    async def discard(self) -> None:
+        """Read on and keep nothing, until the end, the deadline or twice the limit.
+
+        Many clients read no answer before they have sent all, and lose it where the connection closes on them.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline_s):
+                while not self._complete and self._size_bytes <= 2 * self._max_bytes:
+                    self._count(await self._receive())
+
+    def _count(self, message: Message) -> None:
         if message["type"] == "http.request":
             self._size_bytes += len(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
-            if self._size_bytes > self._max_bytes:
-                raise _too_large(self._max_bytes)
-        return message
+        # Also when the client left: nothing more comes.
+        self._complete = not message.get("more_body", False)
 
 
 def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

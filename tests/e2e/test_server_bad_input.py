@@ -5,6 +5,7 @@ import json
 import socket
 import zlib
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -196,6 +197,27 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(server: Any) -> None:
     except httpx.TransportError:
         return  # closed while we were still sending
     assert_error(response, 413, "too_large")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_all_before_it_reads_is_told_that_it_sent_too_much(server: Any, chunked: bool) -> None:
+    for _ in range(5):
+        connection = HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        # A generator has no length, so it goes in chunks.
+        body = (bytes(2**16) for _ in range(31)) if chunked else bytes(31 * 2**16)
+        connection.request("POST", "/v1/images", body=body, headers={"content-type": "image/png"})
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+        connection.close()
+        assert (answer.status, answer.headers["connection"], told["code"]) == (413, "close", "too_large")
+
+
+def test_a_client_that_asks_before_it_sends_too_much_is_refused_at_once(server: Any) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        lines = f"Host: localhost\r\nContent-Length: {2**20 + 1}\r\nExpect: 100-continue\r\n"
+        raw.sendall(f"POST /v1/images HTTP/1.1\r\n{lines}\r\n".encode())
+        assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_two_hosts_or_none_are_refused(server: Any) -> None:

@@ -16,11 +16,13 @@ from shared.errors import (
     InputError,
     RowRangeError,
     TeachonceError,
+    TooLargeError,
     UnavailableError,
     UnknownNameError,
 )
 from shared.schemas import LogitsRequest, parse_body
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
+from teacher_server.guard import LimitedBody
 from teacher_server.keys import is_known_key, load_keys
 from teacher_server.plan import readable_size
 from teacher_server.queueing import FairQueue, Item
@@ -114,6 +116,27 @@ def test_runs_take_turns_and_keep_their_order() -> None:
 )
 def test_sizes_are_told_in_the_unit_that_shows_them(size_bytes: int, text: str) -> None:
     assert readable_size(size_bytes) == text
+
+
+@pytest.mark.parametrize(("sent", "read"), [(1000, 21), (15, 15)])
+def test_a_body_over_the_limit_is_read_to_twice_the_limit_and_its_deadline(sent: int, read: int) -> None:
+    pulled = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal pulled
+        if pulled == sent:
+            await asyncio.Event().wait()  # the rest never comes
+        pulled += 1
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def take_all() -> None:
+        body = LimitedBody(receive, max_bytes=10, timeout_s=0.2)
+        while True:
+            await body.receive()
+
+    with pytest.raises(TooLargeError):
+        asyncio.run(take_all())
+    assert pulled == read
 
 
 def test_tensors_and_metadata_survive_the_wire() -> None:
