@@ -16,7 +16,7 @@ demo: $(STAMP)
 
 # One thread per process: tests start many processes, and oversubscribed cores cost tenfold.
 test: lint
-	OMP_NUM_THREADS=1 pytest -m "not soak" -q
+	OMP_NUM_THREADS=1 pytest -m "not soak" -q --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	ruff check .

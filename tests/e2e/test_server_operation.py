@@ -1,6 +1,5 @@
 """A real server from the outside: who may ask, where it may listen, one per cache, quick to start without torch."""
 
-import os
 import signal
 import stat
 from collections.abc import Callable
@@ -79,26 +78,16 @@ def test_a_taken_port_is_said_at_once(launch_server: Callable, run_server_comman
     assert "--port" in ran.stderr
 
 
-def test_a_fake_teacher_is_served_in_under_a_second_without_torch(
+def test_a_fake_teacher_is_served_without_the_libraries_that_take_seconds_to_load(
     launch_server: Callable, tmp_path: Path, pictures: Path
 ) -> None:
-    seconds = []
-    while len(seconds) < 3 and min(seconds, default=1.0) >= 1.0:
-        server = launch_server(tmp_path / f"store{len(seconds)}", "--dataset", f"folder:{pictures}")
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
-        seconds.append(processor_seconds(server.process.pid))
-        assert server.ask([0, 1]).status_code == 200
-        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
-        assert "libtorch" not in maps
-        assert "sklearn" not in maps
-        assert server.stop() == 0
-    assert min(seconds) < 1.0, seconds
-
-
-def processor_seconds(pid: int) -> float:
-    """Seconds a process has computed: what its start takes on a quiet machine, also where others are busy."""
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    server = launch_server(tmp_path / "store", "--dataset", f"folder:{pictures}")
+    assert server.ask([0, 1]).status_code == 200
+    loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "numpy" in loaded
+    # numcodecs stands for zarr, which has no compiled part of its own.
+    slow = ("libtorch", "torchvision", "sklearn", "scipy", "matplotlib", "numcodecs")
+    assert [name for name in slow if name in loaded] == []
 
 
 def test_ctrl_c_ends_a_server_with_130(launch_server: Callable, tmp_path: Path) -> None:
