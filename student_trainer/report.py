@@ -62,7 +62,7 @@ def terminal_table(comparison: Comparison) -> Table:
     )
     table.add_column("loss", no_wrap=True)
     table.add_column("test acc. %", justify="right", no_wrap=True)
-    for heading in ("images/s", "teacher calls", "charged", "online calls"):
+    for heading in ("images\n/s", "teacher calls", "charged", "online calls"):
         table.add_column(heading, justify="right")
     for result in comparison.results:
         table.add_row(*row_texts(result))
