@@ -120,15 +120,21 @@ class Ledger:
         if name not in self._budgets:
             raise self._unknown_run(name)
 
-    def remaining(self, run: str) -> int | None:
-        """Attempts that a run may still make, None where nothing bounds it."""
+    def remaining(self, run: str, *, budget: int | None = None) -> int | None:
+        """Attempts that a run may still make under ``budget`` (None: the one it has); None where nothing bounds it.
+
+        Raises `BudgetConflictError` for a budget below what the run has made.
+        """
+        own = self.run_counts(run)
+        if budget is not None:
+            _check_budget(budget, attempts=own.attempts, what=f"run {run}")
         bounds = [
-            budget - counts.attempts
-            for budget, counts in [
-                (self._budgets[run], self.run_counts(run)),
+            bound - counts.attempts
+            for bound, counts in [
+                (self._budgets[run] if budget is None else budget, own),
                 (self._total_budget, self.total()),
             ]
-            if budget is not None
+            if bound is not None
         ]
         return max(0, min(bounds)) if bounds else None
 

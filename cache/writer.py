@@ -283,6 +283,11 @@ class CacheWriter:
         with self._lock:
             self._ledger.set_budget(run, budget)
 
+    def remaining(self, run: str, budget: int | None = None) -> int | None:
+        """Attempts that a run may still make, were ``budget`` its own; None: as it is. `Ledger.remaining` says more."""
+        with self._lock:
+            return self._ledger.remaining(run, budget=budget)
+
     def set_total_budget(self, budget: int | None) -> None:
         """Bound the attempts of all runs together; raises `BudgetConflictError` below what was made already."""
         with self._lock:
