@@ -13,6 +13,7 @@ from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.command import run_command
 from shared.errors import CorruptCacheError
+from shared.sizes import readable_size
 
 app = typer.Typer(
     name="logit-cache",
@@ -35,7 +36,7 @@ def info(path: CachePath = Path(), as_json: AsJson = False) -> None:
         return
     console = Console()
     console.print(
-        f"{path}: {_size(described['bytes'])}, {described['teacher_calls']} teacher calls"
+        f"{path}: {readable_size(described['bytes'])}, {described['teacher_calls']} teacher calls"
         f" ({described['attempts']} attempts), format {described['format']}"
     )
     for entry in described["caches"]:
@@ -51,7 +52,7 @@ def list_caches(path: CachePath = Path(), as_json: AsJson = False) -> None:
         print(json.dumps(caches, indent=2))
         return
     for entry in caches:
-        print(f"{entry['teacher']}  {entry['dataset']}  {entry['slots']} answers  {_size(entry['bytes'])}")
+        print(f"{entry['teacher']}  {entry['dataset']}  {entry['slots']} answers  {readable_size(entry['bytes'])}")
 
 
 @app.command()
@@ -84,7 +85,7 @@ def _cache_table(entry: dict[str, Any]) -> Table:
     table.add_row("views", f"{_views(present, rows=rows)} (policy {entry['view_policy']})")
     table.add_row("outputs", ", ".join(outputs))
     table.add_row("teacher calls", f"{entry['teacher_calls']} ({entry['attempts']} attempts)")
-    table.add_row("size", _size(entry["bytes"]))
+    table.add_row("size", readable_size(entry["bytes"]))
     return table
 
 
@@ -101,13 +102,6 @@ def _views(present: dict[str, int], *, rows: int) -> str:
     shown = [f"{view}: {count}/{rows}" for view, count in list(present.items())[:3]]
     more = [f"and {len(present) - 3} more"] if len(present) > 3 else []
     return ", ".join(shown + more) or "none"
-
-
-def _size(size_bytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if size_bytes >= scale:
-            return f"{size_bytes / scale:.1f} {unit}"
-    return f"{size_bytes} B"
 
 
 def main() -> None:

@@ -18,12 +18,13 @@ from cache.layout import DEFAULT_OUTPUTS, LEDGER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import BudgetExhaustedError, InputError
+from shared.sizes import readable_size
 from shared.teacher import Teacher
 from shared.views import parse_views
 from teacher_server.answering import Answering
 from teacher_server.fill import FillCounts, fill
 from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
-from teacher_server.plan import plan_fill, readable_size, slot_bytes
+from teacher_server.plan import plan_fill, slot_bytes
 from teacher_server.planning import CachedAlready
 from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
@@ -127,19 +128,17 @@ def _set_budget(
     options: FillOptions, *, writer: CacheWriter, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle]
 ) -> None:
     """Give the run its budget; raise where it cannot pay for all that is missing, and leave the budget it had."""
-    before = writer.ledger_counts()["runs"][options.run]
-    if options.budget is None and before["remaining"] is None:
+    if options.budget is None and writer.remaining(options.run) is None:
         return
 
     # Counted first: it can take minutes, and an end in between must change nothing.
     needed = _count_needed(writer, teacher=teacher, jobs=jobs, caches=caches)
+    remaining = writer.remaining(options.run, options.budget)
+    if remaining is not None and needed > remaining:
+        counts = writer.ledger_counts()["runs"][options.run]
+        budget = counts["budget"] if options.budget is None else options.budget
+        raise _exhausted(options.run, counts={**counts, "budget": budget, "remaining": remaining}, needed=needed)
     writer.ensure_run(options.run, budget=options.budget)
-    # The ledger's own answer: only it knows what all runs share.
-    counts = writer.ledger_counts()["runs"][options.run]
-    if counts["remaining"] is None or needed <= counts["remaining"]:
-        return
-    writer.set_budget(options.run, before["budget"])
-    raise _exhausted(options.run, counts=counts, needed=needed)
 
 
 def _count_needed(writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], caches: list[CacheHandle]) -> int:

@@ -21,10 +21,10 @@ from shared.errors import (
     UnknownNameError,
 )
 from shared.schemas import LogitsRequest, parse_body
+from shared.sizes import readable_size
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
 from teacher_server.guard import LimitedBody
 from teacher_server.keys import is_known_key, load_keys
-from teacher_server.plan import readable_size
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.serving import bind
 from teacher_server.settings import AnsweringSettings, ServerSettings
