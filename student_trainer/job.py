@@ -16,10 +16,11 @@ from torch import nn
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.datasets.spec import open_train_test
 from shared.errors import InputError
+from shared.models.features import find_head
 from shared.views import parse_views, view_count
 from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
-from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.base import DistillLoss, TrainingFacts
 from student_trainer.losses.registry import loss_class
 from student_trainer.mirror import Fetched, fetch_missing, mirror_path
 from student_trainer.order import INITIAL, LOSS, derived_seed, split_rows
@@ -94,7 +95,6 @@ def read_objective(config: TrainConfig) -> Objective:
     """The loss with its weights; raises UnknownNameError and InputError."""
     kind = loss_class(config.loss)
     loss = kind(**kind.read_hyper(config.hyper))
-    loss.start(seed=derived_seed(config.seed, purpose=LOSS))
     ce_weight = loss.default_ce_weight if config.ce_weight is None else config.ce_weight
     kd_weight = loss.default_kd_weight if config.kd_weight is None else config.kd_weight
     if ce_weight == 0 and kd_weight == 0:
@@ -155,6 +155,7 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
     targets = _open_targets(config, objective, dataset=train_set, views=views, device=device, progress=progress)
     try:
         selection = _select(config, objective, dataset=train_set, targets=targets, views=views)
+        start_loss(objective.loss, selection, config=config, train_set=train_set, student=student, targets=targets)
         normalisation = train_set.normalisation
         # An online teacher sees the views that the device renders, whatever the student sees.
         augmented = student_views == "fresh" or (
@@ -180,6 +181,32 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
         if targets is not None:
             targets.close()
         raise
+
+
+def start_loss(
+    loss: DistillLoss,
+    selection: Selection,
+    *,
+    config: TrainConfig,
+    train_set: ImageDataset,
+    student: nn.Module,
+    targets: Targets | None,
+) -> None:
+    """Tell the loss about the training: it may make parameters of its own."""
+    answered = selection.train[selection.answered]
+    image_size = config.image_size
+    shape = train_set.image(0).shape[:2] if image_size is None else (image_size, image_size)
+    uses = set(loss.needs)
+    loss.start(
+        TrainingFacts(
+            seed=derived_seed(config.seed, purpose=LOSS),
+            classes=len(train_set.classes),
+            rows=torch.from_numpy(answered),
+            labels=torch.from_numpy(train_set.labels[answered]),
+            student_width=find_head(student, image_size=shape).feature_width if "student_features" in uses else None,
+            teacher_width=targets.description.features if targets and "teacher_features" in uses else None,
+        )
+    )
 
 
 def open_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:

@@ -75,6 +75,24 @@ def _read_bool(value: object) -> bool:
     raise ValueError
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingFacts:
+    """What a loss may know of the training before its first step. Shape key: N training rows with an answer."""
+
+    seed: int
+    """A loss that draws at random draws from this."""
+    classes: int
+    """C."""
+    rows: Tensor
+    """int64 [N], each once: every value that `DistillBatch.rows` will hold."""
+    labels: Tensor
+    """int64 [N], of ``rows``."""
+    student_width: int | None = None
+    """D of the student's features; None where the loss does not need them."""
+    teacher_width: int | None = None
+    """D of the teacher's features; None where the loss does not need them."""
+
+
 class DistillLoss(nn.Module):
     """A pure soft term: ``loss(batch)`` is a scalar; the trainer adds ``ce_weight * CE`` to ``kd_weight`` times it."""
 
@@ -136,8 +154,19 @@ class DistillLoss(nn.Module):
             )
         return self.value(batch, **options)
 
-    def start(self, *, seed: int) -> None:
-        """Called once before training; a loss that draws at random draws from ``seed``."""
+    def start(self, facts: TrainingFacts) -> None:
+        """Called once before training: draw from ``facts.seed``, make parameters and buffers of the shapes announced.
+
+        Parameters made here are trained with the student's; all that `state_dict` holds is kept for ``--resume``.
+        """
+
+    def mix(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Called before each step with the batch's size: (partner int64 [B], weight float32 [B]) on the CPU, or None.
+
+        Where given, image i becomes ``weight[i] * image i + (1 - weight[i]) * image partner[i]``, the batch says so in
+        ``mix``, and the teacher's answers in it are those of the unmixed images.
+        """
+        return None
 
     def check_head(self, head: nn.Module) -> None:
         """Called before training where `finishes`: InputError where `finish` could not work on ``head``."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, Limit, logits_of
+from student_trainer.losses.base import DistillLoss, Limit, TrainingFacts, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.kl import softened_kl
 
@@ -82,9 +82,9 @@ class CKD(DistillLoss):
         if self.w_kd > 0 and self.pairs == "all" and (self.pos, self.neg) != (1, 1):
             raise InputError("ckd: w_kd above 0 has no closed form; use pairs=sampled, or pos=1 and neg=1")
 
-    def start(self, *, seed: int) -> None:
-        """Sampled comparisons are drawn from ``seed`` and the number of batches before."""
-        self._seed = seed
+    def start(self, facts: TrainingFacts) -> None:
+        """Sampled comparisons are drawn from the seed and the number of batches before."""
+        self._seed = facts.seed
 
     def get_extra_state(self) -> dict[str, int]:
         """How many batches were drawn for: part of the state_dict, so that a resumed run draws on where it stopped."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError, UnknownNameError
-from student_trainer.losses import LOSSES, DistillBatch, build_loss
+from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts, build_loss
 
 DISTILLING = sorted(set(LOSSES) - {"ce"})
+FACTS = TrainingFacts(seed=3, classes=10, rows=torch.arange(8), labels=torch.arange(8))
 
 
 def batch_of(
@@ -156,12 +157,12 @@ def test_sampled_comparisons_repeat_for_a_seed_and_go_on_after_a_restored_state(
     batch = batch_of(8)
     first, second = build_loss("ckd", pairs="sampled", pos=2), build_loss("ckd", pairs="sampled", pos=2)
     for loss in (first, second):
-        loss.start(seed=3)
+        loss.start(FACTS)
     values = [first(batch).item() for _ in range(4)]
     assert [second(batch).item() for _ in range(4)] == values
     assert len(set(values)) == 4
     resumed = build_loss("ckd", pairs="sampled", pos=2)
-    resumed.start(seed=3)
+    resumed.start(FACTS)
     resumed.load_state_dict(first.state_dict())
     assert resumed(batch).item() == first(batch).item()
 
