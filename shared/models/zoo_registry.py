@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from shared.errors import UnknownNameError
+from shared.models.zoo.mlp import Mlp
 from shared.models.zoo.mobilenet_v2 import MobileNetV2
 from shared.models.zoo.resnet import CifarResNet
 from shared.models.zoo.shuffle import ShuffleNetV1, ShuffleNetV2
@@ -25,11 +26,12 @@ ZOO: dict[str, Builder] = {
     **{f"resnet{depth}x4": partial(CifarResNet, depth=depth, widths=WIDE) for depth in (8, 32)},
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth=depth, width=width) for depth in (16, 40) for width in (1, 2)},
     **{f"vgg{depth}": partial(CifarVgg, depth=depth) for depth in BLOCK_CONVOLUTIONS},
+    "mlp": Mlp,
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleNetV1,
     "ShuffleV2": ShuffleNetV2,
 }
-"""Networks by their published names. Any other ``wrn_D_W`` with D = 6n + 4 is built as well."""
+"""Networks by their published names, and a perceptron. Any other ``wrn_D_W`` with D = 6n + 4 is built as well."""
 
 ALIASES = {"shufflenetv1": "ShuffleV1", "shufflenetv2": "ShuffleV2"}
 WRN_PATTERN = re.compile(r"wrn_(\d{2,3})_(\d{1,2})")
