@@ -47,8 +47,12 @@ def train(
     sample: options.Sample = None,
     sample_seed: options.SampleSeed = 0,
     rows: options.RowsFile = None,
+    answer_rows: options.AnswerRows = None,
     missing: options.MissingRows = None,
     val: options.Val = 0.1,
+    val_rows: options.ValRows = None,
+    test: options.Test = True,
+    test_sample: options.TestSample = None,
     student_views: options.StudentViewsOption = None,
     teacher_views: options.TeacherViews = "0",
     image_size: options.ImageSize = None,
@@ -63,8 +67,11 @@ def train(
     schedule: options.ScheduleOption = "step",
     milestones: options.Milestones = "0.625,0.75,0.875",
     gamma: options.Gamma = 0.1,
+    patience: options.Patience = 50,
+    stages: options.Stages = 3,
     seed: options.Seed = 0,
     precision: options.PrecisionOption = "float32",
+    compile: options.Compile = False,
     device: options.Device = "auto",
     devices: options.Devices = 1,
     threads: options.Threads = None,
@@ -157,8 +164,11 @@ def is_first_process() -> bool:
 
 def show_result(result: "RunResult", *, out: Path) -> None:
     """The result in a few lines."""
-    best = "" if result.test_accuracy_best is None else f", best {100 * result.test_accuracy_best:.2f} %"
-    print(f"test accuracy: last {100 * result.test_accuracy_last:.2f} %{best} ({result.test_rows:,} images)")
+    if result.test_accuracy_last is not None:
+        best = "" if result.test_accuracy_best is None else f", best {100 * result.test_accuracy_best:.2f} %"
+        print(f"test accuracy: last {100 * result.test_accuracy_last:.2f} %{best} ({result.test_rows:,} images)")
+    if result.val_accuracy_best is not None:
+        print(f"validation accuracy: {100 * result.val_accuracy_best:.2f} % ({result.val_rows:,} images)")
     print(f"trained on {result.rows:,} rows at {result.images_per_second:,.0f} images/s")
     print(
         f"teacher calls {result.teacher_calls:,}, distinct answers used {result.charged:,},"

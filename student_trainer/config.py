@@ -9,17 +9,17 @@ from shared.errors import InputError, UnknownNameError
 
 Missing = Literal["error", "skip", "label-only", "fetch"]
 StudentViews = Literal["same", "fresh", "clean"]
-Schedule = Literal["step", "cosine"]
+Schedule = Literal["step", "cosine", "plateau"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "missing": ("error", "skip", "label-only", "fetch"),
     "student_views": ("same", "fresh", "clean"),
-    "schedule": ("step", "cosine"),
+    "schedule": ("step", "cosine", "plateau"),
     "precision": ("float32", "bfloat16", "float16"),
 }
 DECIDES_NOTHING = frozenset(
-    {"out", "resume", "checkpoint_every_s", "tensorboard", "command", "api_key_file", "download"}
+    {"out", "resume", "checkpoint_every_s", "tensorboard", "command", "api_key_file", "download", "test"}
 )
 """Fields that may differ when a run is resumed: they do not change its result."""
 
@@ -64,10 +64,18 @@ class TrainConfig:
     """Seed of that draw."""
     rows: Path | None = None
     """File with the rows to train on: .npy, or text with whole numbers."""
+    answer_rows: Path | None = None
+    """File with the only rows whose answers may be used; the others count as rows without an answer. None: any."""
     missing: Missing | None = None
     """What to do about rows without an answer; None: ``fetch`` from a server, ``error`` from a folder."""
     val: float = 0.1
     """Part of the chosen rows held out for validation (by label only); 0: none."""
+    val_rows: Path | None = None
+    """File with the rows held out for validation, in the place of ``val``."""
+    test: bool = True
+    """Whether the test split is touched; a finished run that was not tested is tested when it is resumed with True."""
+    test_sample: int | None = None
+    """Test on this many rows drawn from the test split (seed 0); None: all."""
     student_views: StudentViews | None = None
     """What the student sees: ``same`` pixels as the teacher, a ``fresh`` augmentation per epoch, or ``clean`` (view 0).
     None: ``same`` where teacher answers are used, else ``fresh``."""
@@ -81,7 +89,7 @@ class TrainConfig:
     """Whether a data set may be downloaded."""
 
     epochs: int = 60
-    """Passes over the training rows; 1 or more."""
+    """Passes over the training rows; 1 or more. Under ``plateau`` the most."""
     batch: int = 64
     """Images per step, over all devices; 2 or more (batch norm)."""
     lr: float = 0.05
@@ -93,11 +101,17 @@ class TrainConfig:
     weight_decay: float = 5e-4
     """L2 decay of all parameters."""
     schedule: Schedule = "step"
-    """``step``: times ``gamma`` at each milestone; ``cosine``: to 0 at the end."""
+    """``step``: times ``gamma`` at each milestone; ``cosine``: to 0 at the end; ``plateau``: after ``patience`` epochs
+    without a better validation accuracy the best weights come back, and training goes on at ``gamma`` times the rate,
+    for ``stages`` rates in all."""
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     """Epochs (1 or more) or parts of all epochs (below 1) after which ``step`` lowers the learning rate."""
     gamma: float = 0.1
-    """Factor of ``step``."""
+    """Factor of ``step`` and ``plateau``."""
+    patience: int = 50
+    """Epochs without a better validation accuracy that end a stage of ``plateau``; 1 or more."""
+    stages: int = 3
+    """Learning rates of ``plateau``; 1 or more."""
 
     seed: int = 0
     """Seed of the validation split, the initialisation and the order, each drawn separately."""
@@ -107,6 +121,8 @@ class TrainConfig:
     """Processes of data-parallel training, one per device."""
     precision: Precision = "float32"
     """Arithmetic of the student's forward pass; weights and losses are float32."""
+    compile: bool = False
+    """Whether the student is compiled by `torch.compile`."""
     threads: int | None = None
     """CPU threads of torch; None: unchanged."""
     resume: bool = False
@@ -127,6 +143,10 @@ class TrainConfig:
             )
         if self.rows is not None and self.sample is not None:
             raise InputError("--rows and --sample exclude each other")
+        if self.answer_rows is not None and self.missing_policy not in {"skip", "label-only"}:
+            raise InputError("--answer-rows leaves rows without an answer: use --missing skip or --missing label-only")
+        if self.schedule == "plateau" and self.val == 0 and self.val_rows is None:
+            raise InputError("--schedule plateau watches the validation accuracy: give --val above 0, or --val-rows")
 
     @property
     def from_server(self) -> bool:
@@ -167,8 +187,8 @@ def _check_choices(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    whole = {"epochs": 1, "batch": 2, "devices": 1, "sample": 1, "threads": 1, "image_size": 1, "seed": 0}
-    for name, least in whole.items():
+    least_1 = ("epochs", "devices", "sample", "threads", "image_size", "test_sample", "patience", "stages")
+    for name, least in {**dict.fromkeys(least_1, 1), "batch": 2, "seed": 0}.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value} is too small; use {least} or more")

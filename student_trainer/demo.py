@@ -68,7 +68,7 @@ def run_demo(settings: DemoSettings, *, say: Say) -> Comparison:
     """Run every step from nothing and return the comparison; ``say`` gets one line per step."""
     _clear(settings.out)
     teacher = _train_teacher(settings)
-    say(f"teacher {TEACHER_NETWORK}: {100 * teacher.test_accuracy_last:.2f} % on {DATASET}/test")
+    say(f"teacher {TEACHER_NETWORK}: {100 * teacher.test_accuracy:.2f} % on {DATASET}/test")
     cache = settings.out / "cache"
     calls = _ask_once(settings, cache=cache, say=say)
     results = tuple(_train_students(settings, cache=cache, loss=loss, hyper=hyper, say=say) for loss, hyper in LOSSES)
@@ -147,7 +147,7 @@ def _train_students(
     ]
     result = LossResult(
         label=label,
-        accuracies=tuple(run.test_accuracy_last for run in runs),
+        accuracies=tuple(run.test_accuracy for run in runs),
         images_per_second=statistics.fmean(run.images_per_second for run in runs),
         teacher_calls=sum(run.teacher_calls for run in runs),
         charged=runs[0].charged,
@@ -165,7 +165,7 @@ def _comparison(
         question=f"How well does {STUDENT_NETWORK} learn {DATASET} from {settings.count} images, "
         "with and without what the teacher said about them?",
         results=results,
-        teacher_accuracy=teacher.test_accuracy_last,
+        teacher_accuracy=teacher.test_accuracy,
         facts=_facts(
             settings,
             teacher=teacher,
@@ -182,7 +182,7 @@ def _comparison(
 
 
 def _facts(settings: DemoSettings, *, teacher: RunResult, calls: int, online: int) -> tuple[tuple[str, str], ...]:
-    accuracy = f"{100 * teacher.test_accuracy_last:.2f} % on the test split"
+    accuracy = f"{100 * teacher.test_accuracy:.2f} % on the test split"
     threads = settings.threads or torch.get_num_threads()
     return (
         ("teacher", f"{TEACHER_NETWORK}, trained on all of {TRAIN_SPLIT}, {accuracy}"),

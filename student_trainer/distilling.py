@@ -1,15 +1,17 @@
 """Where student and teacher meet: the batch that a loss is given, and what a loss does to a trained student.
 
-Shape key: B batch, N training rows, C classes.
+Shape key: B batch, N training rows, C classes, D feature width.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from shared.models.features import find_head
 from student_trainer.evaluate import Forward, logits_of
@@ -20,10 +22,37 @@ ANSWERS_AT_ONCE = 512
 """Rows per request for answers outside the steps."""
 
 
-def distill_batch(
-    job: Job, logits_BC: Tensor, labels_B: Tensor, *, positions: NDArray[np.int64], views: NDArray[np.int64]
-) -> DistillBatch | None:
+class Step(NamedTuple):
+    """One step's rows and what the student said about them."""
+
+    positions: NDArray[np.int64]
+    """int64 [B] among the training rows."""
+    views: NDArray[np.int64]
+    """int64 [B]: the teacher's views."""
+    logits: Tensor
+    """float [B, C], with gradient."""
+    labels: Tensor
+    """int64 [B]."""
+    features: Tensor | None
+    """float [B, D], where the loss needs them."""
+    mix: tuple[Tensor, Tensor] | None
+    """(partner int64 [B], weight float32 [B]) on the device, where the images were mixed."""
+
+
+def cross_entropy_of(step: Step) -> Tensor:
+    """Cross-entropy with the labels, mean over the batch; of mixed images with both labels by weight."""
+    logits_BC = step.logits.float()
+    if step.mix is None:
+        return functional.cross_entropy(logits_BC, step.labels)
+    partner_B, weight_B = step.mix
+    own_B = functional.cross_entropy(logits_BC, step.labels, reduction="none")
+    other_B = functional.cross_entropy(logits_BC, step.labels[partner_B], reduction="none")
+    return (weight_B * own_B + (1 - weight_B) * other_B).mean()
+
+
+def distill_batch(job: Job, step: Step) -> DistillBatch | None:
     """The batch as the loss sees it: its answered rows, where the loss needs a teacher; None if they are too few."""
+    positions, views, logits_BC, labels_B, features_BD, mix = step
     given: dict[str, Tensor] = {}
     if job.uses_teacher:
         answered_B = job.selection.answered[positions]
@@ -32,6 +61,7 @@ def distill_batch(
                 return None
             keep = torch.from_numpy(np.flatnonzero(answered_B)).to(job.device)
             logits_BC, labels_B = logits_BC[keep], labels_B[keep]
+            features_BD = None if features_BD is None else features_BD[keep]
             positions, views = positions[answered_B], views[answered_B]
         given = teacher_answers(job, positions, views=views)
     return DistillBatch(
@@ -39,6 +69,8 @@ def distill_batch(
         labels=labels_B,
         rows=torch.from_numpy(job.selection.train[positions]),
         views=torch.from_numpy(views),
+        student_features=features_BD,
+        mix=mix,
         **given,  # type: ignore[arg-type]
     )
 

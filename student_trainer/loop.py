@@ -13,18 +13,18 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import SGD
 
 from shared.errors import InputError
+from shared.models.features import LogitsAndFeatures
 from student_trainer.config import TrainConfig
-from student_trainer.distilling import Finisher, distill_batch
+from student_trainer.distilling import Finisher, Step, cross_entropy_of, distill_batch
 from student_trainer.evaluate import accuracy_metric, accuracy_of
 from student_trainer.job import Job, all_views, prepare
 from student_trainer.loss_watch import LossWatch
 from student_trainer.order import STUDENT_VIEWS, TEACHER_VIEWS, TORCH, derived_seed, drawn_views, epoch_batches
 from student_trainer.progress import EpochMetrics, ProgressView, Quiet
-from student_trainer.results import RunResult, conclude, write_record
+from student_trainer.results import RunResult, conclude, test_finished, write_record
 from student_trainer.run_folder import RunFolder
 from student_trainer.schedule import learning_rate
 from student_trainer.state import TrainState
@@ -53,9 +53,9 @@ def train(config: TrainConfig, *, progress: ProgressView | None = None) -> RunRe
                 write_record(folder, job, resume=config.resume)
             fabric.launch()
             finished = folder.load_results()
-            return (
-                RunResult(**finished) if finished else _Training(job, fabric=fabric, folder=folder, progress=view).run()
-            )
+            if finished is None:
+                return _Training(job, fabric=fabric, folder=folder, progress=view).run()
+            return test_finished(job, RunResult(**finished), folder=folder, fabric=fabric)
         finally:
             view.end()
             job.close()
@@ -104,19 +104,27 @@ class _Training:
         self._progress = progress
         # Convolutions are faster with channels last, on CPU and GPU; images come that way.
         job.student.to(memory_format=torch.channels_last)
+        self._loss = job.objective.loss.to(job.device)
         optimizer = SGD(
-            job.student.parameters(),
+            [*job.student.parameters(), *self._loss.parameters()],
             lr=job.config.lr,
             momentum=job.config.momentum,
             nesterov=job.config.nesterov,
             weight_decay=job.config.weight_decay,
             fused=True,
         )
-        self._model, self._optimizer = fabric.setup(job.student, optimizer)
-        self._loss = job.objective.loss.to(job.device)
+        if job.config.compile:
+            job.student.compile()
+        self._gives_features = "student_features" in self._loss.needs
+        student = (
+            LogitsAndFeatures(job.student, image_size=job.train_images.image_shape)
+            if self._gives_features
+            else job.student
+        )
+        self._model, self._optimizer = fabric.setup(student, optimizer)
         self._watch = LossWatch(job.device)
         self._accuracy = accuracy_metric(len(job.train_set.classes), device=job.device)
-        self._finisher = Finisher(job, forward=self._model)
+        self._finisher = Finisher(job, forward=self._logits)
         self._state = TrainState(job, optimizer=optimizer, fabric=fabric)
         self._log = EpochLog(folder.path / "tensorboard" if job.config.tensorboard and fabric.is_global_zero else None)
 
@@ -128,7 +136,7 @@ class _Training:
             self._folder.keep_metrics(epochs=state.epoch)
         steps = len(self._batches(epoch=0))
         self._progress.begin(epochs=config.epochs, steps=steps, done_epochs=state.epoch)
-        while state.epoch < config.epochs:
+        while not state.finished:
             metrics = self._epoch(state.epoch)
             state.epoch_done(metrics)
             if self._fabric.is_global_zero:
@@ -143,7 +151,7 @@ class _Training:
             state=state,
             finisher=self._finisher,
             fabric=self._fabric,
-            forward=self._model,
+            forward=self._logits,
         )
 
     def _batches(self, *, epoch: int) -> list[NDArray[np.int64]]:
@@ -167,7 +175,9 @@ class _Training:
         total = 0.0
         began_s = time.perf_counter()
         for step, batch in enumerate(batches):
-            self._optimizer.param_groups[0]["lr"] = learning_rate(config, epoch=epoch + step / len(batches))
+            self._optimizer.param_groups[0]["lr"] = learning_rate(
+                config, epoch=epoch + step / len(batches), stage=self._state.stage
+            )
             own = np.array_split(batch, fabric.world_size)[fabric.global_rank]
             where = f"epoch {epoch + 1}, step {step + 1}, lr {self._optimizer.param_groups[0]['lr']:g}"
             loss = self._step(own, teacher_views=teacher_views[own], student_views=student_views[own], where=where)
@@ -193,7 +203,7 @@ class _Training:
         if self._job.val_images is None:
             return None
         with self._finisher.tried():
-            return accuracy_of(self._model, self._job.student, self._job.val_images)
+            return accuracy_of(self._logits, self._job.student, self._job.val_images)
 
     def _views(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(teacher's, student's) view of every training row in this epoch, int64 [N]."""
@@ -217,9 +227,14 @@ class _Training:
         """One optimizer step on the rows at ``positions`` [B]; returns the loss. DivergedError before a bad one."""
         images = self._job.train_images
         on_device = torch.from_numpy(positions).to(self._job.device, non_blocking=True)
-        logits_BC = self._model(images.batch(on_device, student_views))
+        inputs_B3HW, mix = images.batch(on_device, student_views), self._mix(len(positions))
+        if mix is not None:
+            partner_B, weight_B = mix
+            weight_B111 = weight_B[:, None, None, None]
+            inputs_B3HW = weight_B111 * inputs_B3HW + (1 - weight_B111) * inputs_B3HW[partner_B]
+        logits_BC, features_BD = self._forward(inputs_B3HW)
         labels_B = images.labels[on_device]
-        loss = self._total(logits_BC, labels_B, positions=positions, teacher_views=teacher_views)
+        loss = self._total(Step(positions, teacher_views, logits_BC, labels_B, features_BD, mix))
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
@@ -228,16 +243,28 @@ class _Training:
         self._optimizer.step()
         return value
 
-    def _total(
-        self, logits_BC: Tensor, labels_B: Tensor, *, positions: NDArray[np.int64], teacher_views: NDArray[np.int64]
-    ) -> Tensor:
+    def _forward(self, inputs_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(logits [B, C], features [B, D] where the loss needs them)."""
+        answer = self._model(inputs_B3HW)
+        return answer if self._gives_features else (answer, None)
+
+    def _logits(self, inputs_B3HW: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self._forward(inputs_B3HW)[0]
+
+    def _mix(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """How the loss mixes the images of this step, on the device; None where it does not."""
+        mix = self._loss.mix(count)
+        return None if mix is None else (mix[0].to(self._job.device), mix[1].to(self._job.device))
+
+    def _total(self, step: Step) -> Tensor:
         """``ce_weight * CE + kd_weight * loss``; rows without an answer count in the first term only."""
         objective = self._job.objective
         total = torch.zeros((), device=self._job.device)
         if objective.ce_weight > 0:
-            total = total + objective.ce_weight * functional.cross_entropy(logits_BC.float(), labels_B)
+            total = total + objective.ce_weight * cross_entropy_of(step)
         if objective.kd_weight > 0:
-            batch = distill_batch(self._job, logits_BC, labels_B, positions=positions, views=teacher_views)
+            batch = distill_batch(self._job, step)
             if batch is not None:
                 total = total + objective.kd_weight * self._loss(batch)
         return total

@@ -36,7 +36,12 @@ MissingRows = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
+AnswerRows = Annotated[Path | None, Option(help="file with the only rows whose answers are used", rich_help_panel=ROWS)]
 Val = Annotated[float, Option(help="part of the rows held out for validation; 0: none", rich_help_panel=ROWS)]
+
+ValRows = Annotated[Path | None, Option(help="file of the rows held out, instead of --val", rich_help_panel=ROWS)]
+Test = Annotated[bool, Option(help="test at the end; --resume tests a finished run later", rich_help_panel=ROWS)]
+TestSample = Annotated[int | None, Option(help="test on N drawn test images", rich_help_panel=ROWS)]
 
 StudentViewsOption = Annotated[
     str | None,
@@ -59,14 +64,21 @@ LearningRate = Annotated[float, Option(help="learning rate", rich_help_panel=TRA
 Momentum = Annotated[float, Option(help="momentum of SGD", rich_help_panel=TRAINING)]
 Nesterov = Annotated[bool, Option("--nesterov", help="Nesterov's momentum", rich_help_panel=TRAINING)]
 WeightDecay = Annotated[float, Option(help="L2 decay of all parameters", rich_help_panel=TRAINING)]
-ScheduleOption = Annotated[str, Option(help="step or cosine", rich_help_panel=TRAINING)]
+ScheduleOption = Annotated[
+    str, Option(help="step, cosine or plateau (early stopping in stages)", rich_help_panel=TRAINING)
+]
 Milestones = Annotated[
     str, Option(help="epochs, or parts of all epochs (below 1), after which the rate falls", rich_help_panel=TRAINING)
 ]
 Gamma = Annotated[float, Option(help="factor at a milestone", rich_help_panel=TRAINING)]
+Patience = Annotated[
+    int, Option(help="plateau: epochs without a better validation accuracy that end a stage", rich_help_panel=TRAINING)
+]
+Stages = Annotated[int, Option(help="plateau: learning rates in all", rich_help_panel=TRAINING)]
 Seed = Annotated[int, Option(help="seed of split, initialisation and order", rich_help_panel=TRAINING)]
 
 PrecisionOption = Annotated[str, Option(help="float32, bfloat16 or float16", rich_help_panel=RUNNING)]
+Compile = Annotated[bool, Option("--compile", help="compile the student (torch.compile)", rich_help_panel=RUNNING)]
 Device = Annotated[str, Option(help="auto, cpu or cuda", rich_help_panel=RUNNING)]
 Devices = Annotated[int, Option(help="processes of data-parallel training", rich_help_panel=RUNNING)]
 Threads = Annotated[int | None, Option(help="CPU threads; default: cores - 1", rich_help_panel=RUNNING)]

@@ -1,16 +1,17 @@
 """What a finished training leaves: checkpoints, test accuracies, and the numbers behind them."""
 
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from shared.models.checkpoint import CheckpointMetadata, save_checkpoint
+from shared.identity import sample_rows
+from shared.models.checkpoint import CheckpointMetadata, load_weights, save_checkpoint
 from student_trainer.device_data import DeviceImages
 from student_trainer.distilling import Finisher
 from student_trainer.evaluate import Forward, accuracy_of
@@ -37,17 +38,23 @@ class RunResult:
     teacher: str | None
     """Id of the teacher whose answers were used; None without one."""
     seed: int
+    lr: float
+    """Learning rate at the start."""
     epochs: int
+    """Epochs done."""
+    max_epochs: int
+    """Epochs asked for; more than ``epochs`` where ``plateau`` ended early."""
     rows: int
     """Training rows, validation left out."""
     answered_rows: int
     """Training rows with a teacher answer; 0 where none was used."""
     val_rows: int
     test_rows: int
-    test_accuracy_last: float
-    """Of the last epoch's weights, 0 to 1."""
+    """Test images; 0 before the test."""
+    test_accuracy_last: float | None
+    """Of the last epoch's weights, 0 to 1; None before the test."""
     test_accuracy_best: float | None
-    """Of the weights that were best on the validation rows; None without validation."""
+    """Of the weights that were best on the validation rows; None without validation, and before the test."""
     val_accuracy_last: float | None
     val_accuracy_best: float | None
     best_epoch: int | None
@@ -70,6 +77,14 @@ class RunResult:
     versions: dict[str, str]
     command: str
 
+    @property
+    def test_accuracy(self) -> float:
+        """What to report, 0 to 1: of the best weights where validation chose some, else of the last; not before a test."""
+        found = self.test_accuracy_last if self.test_accuracy_best is None else self.test_accuracy_best
+        if found is None:
+            raise ValueError("this run was trained with test=False")
+        return found
+
 
 def write_record(folder: RunFolder, job: Job, *, resume: bool) -> None:
     """Begin the run's folder: its settings, who it depends on, its rows."""
@@ -91,14 +106,7 @@ def versions() -> dict[str, str]:
 def conclude(
     job: Job, *, folder: RunFolder, state: TrainState, finisher: Finisher, fabric: Fabric, forward: Forward
 ) -> RunResult:
-    """Finish the last and the best weights, test each once, and write checkpoints and results."""
-    placing: dict[str, Any] = {
-        "normalisation": job.normalisation,
-        "device": job.device,
-        "image_size": job.config.image_size,
-    }
-    test_images = DeviceImages(job.test_set, torch.arange(job.test_set.num_rows).numpy(), **placing)
-    accuracies: dict[str, float] = {}
+    """Finish the last and the best weights, write checkpoints, test each once, and write the results."""
     val_last = None
     last = {name: value.clone() for name, value in job.student.state_dict().items()}
     for which, weights in (("last", last), ("best", state.best)):
@@ -106,19 +114,57 @@ def conclude(
             continue
         job.student.load_state_dict(weights)
         finisher.apply()
-        accuracies[which] = accuracy_of(forward, job.student, test_images)
         if which == "last" and job.val_images is not None:
             val_last = accuracy_of(forward, job.student, job.val_images)
         if fabric.is_global_zero:
             save_checkpoint(folder.path / f"{which}.safetensors", job.student, metadata=_metadata(job))
+    fabric.barrier()
     state.note_finish()
-    result = _result(job, state=state, accuracies=accuracies, val_last=val_last)
+    result = _result(job, state=state, val_last=val_last)
+    if job.config.test:
+        result = _tested(job, result, folder=folder, forward=forward)
     if fabric.is_global_zero:
         folder.save_results(asdict(result))
     return result
 
 
-def _result(job: Job, *, state: TrainState, accuracies: Mapping[str, float], val_last: float | None) -> RunResult:
+def test_finished(job: Job, result: RunResult, *, folder: RunFolder, fabric: Fabric) -> RunResult:
+    """A finished run's result; a run that was to stay untested, and no longer is, is tested now."""
+    if not job.config.test or result.test_accuracy_last is not None:
+        return result
+    result = _tested(job, result, folder=folder, forward=fabric.setup_module(job.student))
+    if fabric.is_global_zero:
+        folder.save_results(asdict(result))
+    return result
+
+
+def _tested(job: Job, result: RunResult, *, folder: RunFolder, forward: Forward) -> RunResult:
+    """The result with the accuracies of the checkpoints in ``folder``."""
+    config, test_set = job.config, job.test_set
+    rows = np.arange(test_set.num_rows)
+    if config.test_sample is not None:
+        rows = np.sort(sample_rows(num_rows=test_set.num_rows, count=config.test_sample, seed=0))
+    placing: dict[str, Any] = {
+        "normalisation": job.normalisation,
+        "device": job.device,
+        "image_size": config.image_size,
+    }
+    images = DeviceImages(test_set, rows, **placing)
+    accuracies: dict[str, float] = {}
+    for which in ("last", "best"):
+        path = folder.path / f"{which}.safetensors"
+        if path.exists():
+            load_weights(job.student, path)
+            accuracies[which] = accuracy_of(forward, job.student, images)
+    return replace(
+        result,
+        test_rows=len(rows),
+        test_accuracy_last=accuracies["last"],
+        test_accuracy_best=accuracies.get("best"),
+    )
+
+
+def _result(job: Job, *, state: TrainState, val_last: float | None) -> RunResult:
     config, objective, selection = job.config, job.objective, job.selection
     hyper = type(objective.loss).defaults() | type(objective.loss).read_hyper(config.hyper)
     answered = int(selection.answered.sum()) if job.uses_teacher else 0
@@ -132,22 +178,24 @@ def _result(job: Job, *, state: TrainState, accuracies: Mapping[str, float], val
         dataset_fingerprint=job.train_set.fingerprint,
         teacher=job.targets.description.id if job.targets is not None and job.uses_teacher else None,
         seed=config.seed,
-        epochs=config.epochs,
+        lr=config.lr,
+        epochs=state.epoch,
+        max_epochs=config.epochs,
         rows=len(selection.train),
         answered_rows=answered,
         val_rows=len(selection.val),
-        test_rows=job.test_set.num_rows,
-        test_accuracy_last=accuracies["last"],
-        test_accuracy_best=accuracies.get("best"),
+        test_rows=0,
+        test_accuracy_last=None,
+        test_accuracy_best=None,
         val_accuracy_last=val_last,
         val_accuracy_best=state.best_val,
         best_epoch=state.best_epoch,
         images_per_second=state.images_per_second(),
         seconds=sum(state.seconds),
-        student_forwards=config.epochs * len(selection.train),
+        student_forwards=state.epoch * len(selection.train),
         teacher_calls=job.targets.teacher_calls if job.targets is not None else 0,
         charged=state.charged(),
-        online_calls_equivalent=config.epochs * answered,
+        online_calls_equivalent=state.epoch * answered,
         device=device_name(job.device),
         precision=config.precision,
         threads=torch.get_num_threads(),

@@ -58,15 +58,20 @@ def read_rows(path: Path) -> NDArray[np.int64]:
     return np.asarray(rows, dtype=np.int64)
 
 
+def named_rows(path: Path, dataset: ImageDataset) -> NDArray[np.int64]:
+    """The rows of a file, each once; RowRangeError for one that the data set does not have."""
+    rows = dataset.check_rows(read_rows(path))
+    unique, first = np.unique(rows, return_index=True)
+    if len(unique) != len(rows):
+        repeated = rows[np.setdiff1d(np.arange(len(rows)), first)[0]]
+        raise InputError(f"{path} names row {repeated} twice; name each row once")
+    return rows
+
+
 def wanted_rows(config: TrainConfig, dataset: ImageDataset) -> NDArray[np.int64]:
     """The rows that the options name, each once; RowRangeError for one that the data set does not have."""
     if config.rows is not None:
-        rows = dataset.check_rows(read_rows(config.rows))
-        unique, first = np.unique(rows, return_index=True)
-        if len(unique) != len(rows):
-            repeated = rows[np.setdiff1d(np.arange(len(rows)), first)[0]]
-            raise InputError(f"{config.rows} names row {repeated} twice; name each row once")
-        return rows
+        return named_rows(config.rows, dataset)
     if config.sample is not None:
         if config.sample > dataset.num_rows:
             raise InputError(f"--sample {config.sample} is more than the {dataset.num_rows} rows of {dataset.name}")
@@ -80,22 +85,42 @@ def select_rows(config: TrainConfig, dataset: ImageDataset, *, present: Present 
     ``skip`` drops rows without answers before anything is held out, so that no label outside the answered rows is used.
     """
     rows = wanted_rows(config, dataset)
+    if present is not None and config.answer_rows is not None:
+        present = _limited(present, allowed=named_rows(config.answer_rows, dataset))
     if present is not None and config.missing_policy == "skip":
         rows = rows[present(rows)]
         if len(rows) == 0:
             raise MissingRowsError(f"none of the rows of {dataset.name} has an answer; fill some first", rows=[])
-    train, val = split_rows(rows, part=config.val, seed=config.seed)
+    train, val = held_out(config, dataset, rows=rows)
     if len(train) == 0:
-        raise InputError(
-            f"--val {config.val:g} leaves none of the {len(rows)} rows of {dataset.name} for training;"
-            " use a smaller one"
-        )
+        option = f"--val {config.val:g}" if config.val_rows is None else f"--val-rows {config.val_rows}"
+        raise InputError(f"{option} leaves none of the {len(rows)} rows of {dataset.name} for training; hold out fewer")
     answered = np.ones(len(train), dtype=bool) if present is None else present(train)
     if present is not None and config.missing_policy != "label-only" and not answered.all():
         raise missing_rows(dataset, train[~answered], config=config)
     if not answered.any():
         raise MissingRowsError(f"none of the training rows of {dataset.name} has an answer; fill some first", rows=[])
     return Selection(train=train, val=val, answered=answered)
+
+
+def held_out(
+    config: TrainConfig, dataset: ImageDataset, *, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training rows, validation rows): the rows of a file, or a part of ``rows``."""
+    if config.val_rows is None:
+        return split_rows(rows, part=config.val, seed=config.seed)
+    val = named_rows(config.val_rows, dataset)
+    both = np.isin(rows, val)
+    if both.any() and (config.rows is not None or config.sample is not None):
+        raise InputError(
+            f"row {rows[both][0]} (and {both.sum() - 1} more) is to be trained on and held out by --val-rows"
+            f" {config.val_rows}; name each row for one of the two"
+        )
+    return rows[~both], val
+
+
+def _limited(present: Present, *, allowed: NDArray[np.int64]) -> Present:
+    return lambda rows: present(rows) & np.isin(rows, allowed)
 
 
 def missing_rows(dataset: ImageDataset, rows: NDArray[np.int64], *, config: TrainConfig) -> MissingRowsError:

@@ -30,13 +30,23 @@ class TrainState:
         self.best_val: float | None = None
         """Best validation accuracy, 0 to 1."""
         self.best_epoch: int | None = None
-        """Epoch (from 1) that reached it first."""
+        """Last epoch (from 1) that reached it: few held-out rows tie often, and the longer training generalises."""
+        self.stage = 0
+        """Stages of ``plateau`` done."""
+        self.improved_epoch = 0
+        """Last epoch (from 1) that raised the best validation accuracy, or began a stage."""
         self.best: Weights | None = None
         """The student's weights then, on the CPU."""
         self.seconds: list[float] = []
         """Training time of each epoch, validation left out."""
         self.consumed = np.zeros((len(job.selection.train), len(job.teacher_views)), dtype=np.bool_)
         """Which answers were used, bool [N, views]."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        config = self._job.config
+        return self.epoch >= config.epochs or (config.schedule == "plateau" and self.stage >= config.stages)
 
     def note_epoch(self, *, seconds: float, teacher_views: NDArray[np.int64]) -> None:
         """Account for an epoch's time and for the answers it used."""
@@ -53,11 +63,23 @@ class TrainState:
             self.consumed[self._job.selection.answered, 0] = True
 
     def epoch_done(self, metrics: EpochMetrics) -> None:
-        """Move on; remember the weights if none were better on the held-out rows."""
+        """Move on; remember the weights if none were better on the held-out rows; end a stage that brings no more."""
         self.epoch = metrics.epoch
-        if metrics.val_accuracy is not None and (self.best_val is None or metrics.val_accuracy > self.best_val):
+        if metrics.val_accuracy is not None and (self.best_val is None or metrics.val_accuracy >= self.best_val):
+            if self.best_val is None or metrics.val_accuracy > self.best_val:
+                self.improved_epoch = metrics.epoch
             self.best_val, self.best_epoch = metrics.val_accuracy, metrics.epoch
             self.best = {name: value.cpu().clone() for name, value in self._job.student.state_dict().items()}
+        config = self._job.config
+        if config.schedule == "plateau" and self.epoch - self.improved_epoch >= config.patience:
+            self._next_stage()
+
+    def _next_stage(self) -> None:
+        """Go back to the best weights; what momentum remembers belongs to others, and a loss's own weights go on."""
+        self.stage, self.improved_epoch = self.stage + 1, self.epoch
+        if self.best is not None and not self.finished:
+            self._job.student.load_state_dict(self.best)
+            self._optimizer.state.clear()
 
     def save(self, folder: RunFolder, *, least_s: float) -> None:
         """Keep the state, unless the one before is younger than ``least_s``."""
@@ -69,6 +91,8 @@ class TrainState:
                 "epoch": self.epoch,
                 "best_val": self.best_val,
                 "best_epoch": self.best_epoch,
+                "stage": self.stage,
+                "improved_epoch": self.improved_epoch,
                 "best": self.best,
                 "seconds": self.seconds,
                 "consumed": torch.from_numpy(self.consumed),
@@ -89,6 +113,7 @@ class TrainState:
         job = self._job
         self.epoch = saved["epoch"]
         self.best_val, self.best_epoch, self.best = saved["best_val"], saved["best_epoch"], saved["best"]
+        self.stage, self.improved_epoch = saved["stage"], saved["improved_epoch"]
         self.seconds = list(saved["seconds"])
         self.consumed = saved["consumed"].numpy().copy()
         if job.targets is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import InputError
 from student_trainer.config import TrainConfig
-from student_trainer.job import read_objective
+from student_trainer.objective import read_objective
 
 
 def config(**changes: object) -> TrainConfig:
