@@ -61,12 +61,17 @@ def ignored_options(config: TrainConfig, objective: Objective) -> list[str]:
     """Options given that change nothing in this training, each with the reason."""
     no_teacher = f"loss {objective.loss.name} asks no teacher"
     no_server = "--cache is no address of a server"
+    unlimited = config.answer_rows is None
     uses_cache = config.cache is not None and (objective.outputs or config.missing_policy == "skip")
     reasons = {
         "--teacher": (config.teacher is not None and not objective.outputs, no_teacher),
         "--cache": (config.cache is not None and not uses_cache, no_teacher),
         "--teacher-views": (config.teacher_views != "0" and not objective.outputs, no_teacher),
-        "--missing": (config.missing is not None and config.cache is None, "there is no --cache"),
+        "--missing": (
+            config.missing is not None and config.cache is None and unlimited,
+            "there is no --cache",
+        ),
+        "--answer-rows": (not unlimited and not objective.outputs, no_teacher),
         "--api-key-file": (config.api_key_file is not None and not config.from_server, no_server),
         "--mirror": (config.mirror is not None and not config.from_server, no_server),
     }

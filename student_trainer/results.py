@@ -79,7 +79,7 @@ class RunResult:
 
     @property
     def test_accuracy(self) -> float:
-        """What to report, 0 to 1: of the best weights where validation chose some, else of the last; not before a test."""
+        """What to report, 0 to 1: of the best weights where validation chose some, else of the last."""
         found = self.test_accuracy_last if self.test_accuracy_best is None else self.test_accuracy_best
         if found is None:
             raise ValueError("this run was trained with test=False")
