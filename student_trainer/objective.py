@@ -66,7 +66,10 @@ def ignored_options(config: TrainConfig, objective: Objective) -> list[str]:
     reasons = {
         "--teacher": (config.teacher is not None and not objective.outputs, no_teacher),
         "--cache": (config.cache is not None and not uses_cache, no_teacher),
-        "--teacher-views": (config.teacher_views != "0" and not objective.outputs, no_teacher),
+        "--teacher-views": (
+            config.teacher_views != "0" and not objective.outputs and config.student_views != "same",
+            no_teacher,
+        ),
         "--missing": (
             config.missing is not None and config.cache is None and unlimited,
             "there is no --cache",
