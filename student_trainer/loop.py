@@ -19,7 +19,7 @@ from shared.errors import InputError
 from shared.models.features import LogitsAndFeatures
 from student_trainer.config import TrainConfig
 from student_trainer.distilling import Finisher, Step, cross_entropy_of, distill_batch
-from student_trainer.evaluate import accuracy_metric, accuracy_of
+from student_trainer.evaluate import accuracy_of, correct_of
 from student_trainer.job import Job, all_views, prepare
 from student_trainer.loss_watch import LossWatch
 from student_trainer.order import STUDENT_VIEWS, TEACHER_VIEWS, TORCH, derived_seed, drawn_views, epoch_batches
@@ -123,7 +123,7 @@ class _Training:
         )
         self._model, self._optimizer = fabric.setup(student, optimizer)
         self._watch = LossWatch(job.device)
-        self._accuracy = accuracy_metric(len(job.train_set.classes), device=job.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=job.device)
         self._finisher = Finisher(job, forward=self._logits)
         self._state = TrainState(job, optimizer=optimizer, fabric=fabric)
         self._log = EpochLog(folder.path / "tensorboard" if job.config.tensorboard and fabric.is_global_zero else None)
@@ -171,7 +171,7 @@ class _Training:
         # A student with dropout draws from torch's own generator: seeded by epoch, so that resuming changes nothing.
         _seed_torch(derived_seed(config.seed, purpose=TORCH, epoch=epoch), device=self._job.device)
         self._job.student.train()
-        self._accuracy.reset()
+        self._correct.zero_()
         total = 0.0
         began_s = time.perf_counter()
         for step, batch in enumerate(batches):
@@ -186,17 +186,24 @@ class _Training:
         seconds = time.perf_counter() - began_s
         count = len(self._job.selection.train)
         self._state.note_epoch(seconds=seconds, teacher_views=teacher_views)
-        if fabric.world_size > 1:
-            total = float(fabric.all_reduce(torch.tensor(total, device=self._job.device), reduce_op="sum"))  # type: ignore[arg-type]
+        total, correct = self._over_processes(total, int(self._correct))
         return EpochMetrics(
             epoch=epoch + 1,
             loss=total / count,
-            train_accuracy=float(self._accuracy.compute()),
+            train_accuracy=correct / count,
             val_accuracy=self._validate(),
             lr=self._optimizer.param_groups[0]["lr"],
             images_per_second=count / seconds,
             teacher_calls=self._job.targets.teacher_calls if self._job.targets is not None else 0,
         )
+
+    def _over_processes(self, *counts: float) -> tuple[float, ...]:
+        """Each count summed over the processes of the training."""
+        if self._fabric.world_size == 1:
+            return counts
+        mine = torch.tensor(counts, dtype=torch.float64, device=self._job.device)
+        summed = self._fabric.all_reduce(mine, reduce_op="sum")
+        return tuple(summed.tolist())  # type: ignore[union-attr]  # a tensor gives a tensor
 
     def _validate(self) -> float | None:
         """Accuracy on the held-out rows as the finished student would have it; None where there are none."""
@@ -238,7 +245,7 @@ class _Training:
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
-        self._accuracy.update(logits_BC.detach(), labels_B)
+        self._correct += correct_of(logits_BC.detach(), labels_B)
         value = self._watch.take(where=where)
         self._optimizer.step()
         return value

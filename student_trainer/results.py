@@ -19,7 +19,7 @@ from student_trainer.job import Job
 from student_trainer.run_folder import RunFolder
 from student_trainer.state import TrainState
 
-LIBRARIES = ("torch", "torchvision", "lightning-fabric", "torchmetrics", "numpy", "pillow", "teachonce")
+LIBRARIES = ("torch", "torchvision", "lightning-fabric", "numpy", "pillow", "teachonce")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,7 +108,7 @@ def test_herding_brings_the_mean_nearer_than_random_rows_do() -> None:
 
 def test_margin_asks_first_where_the_two_best_classes_are_closest() -> None:
     # Probabilities 9:1:0, 5:4:1, 6:3:1, 1:1:0 -> margins 0.8, 0.1, 0.3, 0.
-    logits = np.log([[1, 1, 98], [9, 1, 1e-9], [5, 4, 1], [6, 3, 1], [1, 1, 1e-9]])
+    logits = np.log(np.array([[1, 1, 98], [9, 1, 1e-9], [5, 4, 1], [6, 3, 1], [1, 1, 1e-9]]))
     assert asked("margin", pool=np.arange(5), count=5, look=sees(np.zeros((5, 2)), logits)) == [0, 4, 2, 3, 1]
 
 
