@@ -1,7 +1,7 @@
 """What every loss has: a name, needs, weights, hyper-parameters with ranges, and two hooks of the training loop.
 
 A new loss is one new file in this folder with one subclass of `DistillLoss`; `registry` finds it by itself.
-Shape key: B batch, C classes.
+Shape key: B batch, C classes, D feature width.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from shared.errors import InputError
 from student_trainer.losses.batch import DistillBatch
@@ -93,6 +94,15 @@ class TrainingFacts:
     """D of the teacher's features; None where the loss does not need them."""
 
 
+REMEDIES: Mapping[str, str] = {
+    "mix": "before each step call loss.mix(count), mix the images as it says, and pass what it gave on in the batch",
+    "rows": "give the data set's rows of the batch, as CachedTeacherLoader does",
+    "student_features": "give the input of the student's last linear layer",
+    "teacher_features": "gather outputs=('logits', 'features') from a cache that holds them",
+}
+"""How a field that a loss needs comes into a batch, where the name alone does not say it."""
+
+
 class DistillLoss(nn.Module):
     """A pure soft term: ``loss(batch)`` is a scalar; the trainer adds ``ce_weight * CE`` to ``kd_weight`` times it."""
 
@@ -146,13 +156,16 @@ class DistillLoss(nn.Module):
         for name in self.needs:
             given = getattr(batch, name)
             if given is None or (isinstance(given, tuple) and not given):
-                raise InputError(f"loss {self.name} needs {name}, which this batch does not have")
+                remedy = f"; {REMEDIES[name]}" if name in REMEDIES else ""
+                raise InputError(f"loss {self.name} needs {name}, which this batch does not have{remedy}")
         if len(batch.student_logits) < self.min_rows:
             found = len(batch.student_logits)
             raise InputError(
                 f"loss {self.name} needs batches of at least {self.min_rows} samples; this one has {found}"
             )
-        return self.value(batch, **options)
+        # Under a user's autocast, matrix products would fall to half precision.
+        with torch.autocast(batch.student_logits.device.type, enabled=False):
+            return self.value(batch, **options)
 
     def start(self, facts: TrainingFacts) -> None:
         """Called once before training: draw from ``facts.seed``, make parameters and buffers of the shapes announced.
@@ -189,6 +202,40 @@ def logits_of(batch: DistillBatch) -> tuple[Tensor, Tensor]:
         )
     student_BC = widen(student_BC)
     return student_BC, teacher_BC.detach().to(student_BC.dtype)
+
+
+def features_of(batch: DistillBatch) -> tuple[Tensor, Tensor]:
+    """(student, teacher) features [B, D], each with its own D; one dtype, and no gradient to the teacher, as logits."""
+    if batch.student_features is None or batch.teacher_features is None:
+        raise InputError("this batch lacks student_features or teacher_features")
+    student_BD, teacher_BD = batch.student_features, batch.teacher_features
+    if student_BD.ndim != 2 or teacher_BD.ndim != 2 or len(student_BD) != len(teacher_BD):
+        raise InputError(
+            f"student features {list(student_BD.shape)} and teacher features {list(teacher_BD.shape)}"
+            " are not [B, D] of the same samples"
+        )
+    student_BD = widen(student_BD)
+    return student_BD, teacher_BD.detach().to(student_BD.dtype)
+
+
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    "features": ("student_features", "teacher_features"),
+    "logits": ("teacher_logits",),
+}
+"""What a loss that compares either outputs ``on`` needs of a batch."""
+
+
+def outputs_of(batch: DistillBatch, *, on: str) -> tuple[Tensor, Tensor]:
+    """(student, teacher) `features_of` or `logits_of` the batch, by a key of `OUTPUTS`."""
+    return features_of(batch) if on == "features" else logits_of(batch)
+
+
+def onehot_of(batch: DistillBatch) -> Tensor:
+    """The labels as the student's logits would have them, [B, C], float32 or better."""
+    if batch.labels is None:
+        raise InputError("this batch has no labels")
+    student_BC = widen(batch.student_logits)
+    return functional.one_hot(batch.labels, student_BC.shape[1]).to(student_BC.dtype)
 
 
 def widen(values: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, Limit, TrainingFacts, logits_of
+from student_trainer.losses.base import DistillLoss, Limit, logits_of, onehot_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.kl import softened_kl
 
 
-class CKD(DistillLoss):
+class CKD(Drawing, DistillLoss):
     """Xu et al. 2025: squared error between *differences* of raw logits of samples, mean over comparisons and classes.
 
     A comparison is the mean of ``pos`` samples minus the mean of ``neg`` others, for the student (ds), the teacher (dt)
@@ -71,8 +71,6 @@ class CKD(DistillLoss):
         self.needs = tuple(
             name for name, used in (("teacher_logits", self.w_rel + self.w_kd > 0), ("labels", self.w_cls > 0)) if used
         )
-        self._seed = 0
-        self._drawn = 0
 
     def _check_together(self, *, offset: str) -> None:
         if self.w_cls + self.w_rel + self.w_kd == 0:
@@ -81,18 +79,6 @@ class CKD(DistillLoss):
             raise InputError("ckd: offset=calibrate needs a target: set w_cls or w_rel above 0")
         if self.w_kd > 0 and self.pairs == "all" and (self.pos, self.neg) != (1, 1):
             raise InputError("ckd: w_kd above 0 has no closed form; use pairs=sampled, or pos=1 and neg=1")
-
-    def start(self, facts: TrainingFacts) -> None:
-        """Sampled comparisons are drawn from the seed and the number of batches before."""
-        self._seed = facts.seed
-
-    def get_extra_state(self) -> dict[str, int]:
-        """How many batches were drawn for: part of the state_dict, so that a resumed run draws on where it stopped."""
-        return {"drawn": self._drawn}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Continue after ``state``."""
-        self._drawn = state["drawn"]
 
     def value(self, batch: DistillBatch, *, indices: Tensor | None = None) -> Tensor:
         """Scalar. ``indices`` int64 [P, pos + neg] (batch positions, positive group first) overrides ``pairs``."""
@@ -120,9 +106,7 @@ class CKD(DistillLoss):
             batch if "teacher_logits" in self.needs else DistillBatch(student_logits=logits_BC, teacher_logits=zeros_BC)
         )
         student_BC, teacher_BC = logits_of(given)
-        onehot_BC = zeros_BC.to(student_BC.dtype)
-        if "labels" in self.needs and batch.labels is not None:
-            onehot_BC = functional.one_hot(batch.labels, student_BC.shape[1]).to(student_BC.dtype)
+        onehot_BC = onehot_of(batch) if "labels" in self.needs else zeros_BC.to(student_BC.dtype)
         return student_BC, teacher_BC, onehot_BC
 
     def _compared(self, student_BC: Tensor, teacher_BC: Tensor, onehot_BC: Tensor, *, indices_PG: Tensor) -> Tensor:
@@ -146,8 +130,7 @@ class CKD(DistillLoss):
 
     def _draw(self, batch_size: int) -> Tensor:
         """As many comparisons of distinct samples as the batch has samples, int64 [B, pos + neg]."""
-        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._drawn) % 2**63)
-        self._drawn += 1
+        generator = torch.Generator().manual_seed(self.next_seed())
         scores_BB = torch.rand(batch_size, batch_size, generator=generator)
         return scores_BB.topk(self.pos + self.neg, dim=1).indices
 

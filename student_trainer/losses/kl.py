@@ -41,10 +41,15 @@ class KL(DistillLoss):
 
 def softened_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> Tensor:
     """``KL(softmax(t/T) || softmax(s/T))``, sum over classes, mean over the batch, without the factor T^2."""
+    return softened_kl_per_sample(student_BC, teacher_BC, temperature=temperature).mean()
+
+
+def softened_kl_per_sample(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> Tensor:
+    """`softened_kl` before the mean, [B]."""
     log_student_BC = functional.log_softmax(student_BC / temperature, dim=1)
     log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
     student_prob_BC, teacher_prob_BC = log_student_BC.exp(), log_teacher_BC.exp()
     # Both sum to 1, so their difference adds nothing; in float32 it cancels the rounding of the logarithms to first
     # order, which for large temperatures (close distributions) is most of the error.
     terms_BC = teacher_prob_BC * (log_teacher_BC - log_student_BC) - (teacher_prob_BC - student_prob_BC)
-    return terms_BC.sum(dim=1).mean()
+    return terms_BC.sum(dim=1)
