@@ -81,6 +81,8 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
     targets = _open_targets(config, objective, dataset=train_set, views=views, device=device, progress=progress)
     try:
         selection = _select(config, objective, dataset=train_set, targets=targets, views=views)
+        if targets is not None and objective.outputs:
+            targets.place(selection.train[selection.answered], views=views)
         start_loss(objective, selection, config=config, train_set=train_set, student=student, targets=targets)
         normalisation = train_set.normalisation
         # An online teacher sees the views that the device renders, whatever the student sees.

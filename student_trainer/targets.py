@@ -19,6 +19,7 @@ from shared.errors import IdentityError, InputError, OutputNotCachedError
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
 from student_trainer.mirror import Fetched, keys_of, mirror_path
+from student_trainer.placed_answers import PlacedAnswers, place_answers
 
 CACHE_DTYPE = np.float16
 """What a cache stores by default, and so what an online teacher's answers are rounded to."""
@@ -34,6 +35,9 @@ class Targets(Protocol):
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """Which rows have an answer for every one of ``views``, bool [B]."""
+
+    def place(self, rows_N: NDArray[np.int64], *, views: Sequence[int]) -> None:
+        """Get ready for many batches of these rows, each answered under every one of ``views``."""
 
     def gather(
         self,
@@ -68,6 +72,7 @@ class CacheTargets:
         self._reader = reader
         self._outputs = tuple(outputs)
         self._device = device
+        self._placed: PlacedAnswers | None = None
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """Which rows have an answer for every one of ``views``, bool [B]."""
@@ -75,6 +80,10 @@ class CacheTargets:
         for view in views:
             present_B &= self._reader.present(view)[rows_B]
         return present_B
+
+    def place(self, rows_N: NDArray[np.int64], *, views: Sequence[int]) -> None:
+        """Keep these answers on the device, if they take little of its memory."""
+        self._placed = place_answers(self._reader, rows=rows_N, views=views, outputs=self._outputs, device=self._device)
 
     def gather(
         self,
@@ -84,8 +93,11 @@ class CacheTargets:
         pixels: Callable[[], Sequence[NDArray[np.uint8]]],
     ) -> dict[str, Tensor]:
         """Outputs [B, ...] by name in the cache's dtype, on the device."""
-        arrays = self._reader.gather(rows_B, view=views_B, outputs=self._outputs)
-        return {name: torch.from_numpy(array).to(self._device, non_blocking=True) for name, array in arrays.items()}
+        found = self._placed.gather(rows_B, views_B) if self._placed is not None else None
+        if found is None:
+            arrays = self._reader.gather(rows_B, view=views_B, outputs=self._outputs)
+            found = {name: sent(torch.from_numpy(array), device=self._device) for name, array in arrays.items()}
+        return found
 
     def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
         """Keys of the answers, uint8 [B, 32]."""
@@ -93,6 +105,7 @@ class CacheTargets:
 
     def close(self) -> None:
         """Close the reader."""
+        self._placed = None
         self._reader.close()
 
 
@@ -113,6 +126,9 @@ class OnlineTargets:
         """All of them."""
         return np.ones(len(rows_B), dtype=np.bool_)
 
+    def place(self, rows_N: NDArray[np.int64], *, views: Sequence[int]) -> None:
+        """Nothing: it answers at every step."""
+
     def gather(
         self,
         rows_B: NDArray[np.int64],
@@ -126,7 +142,7 @@ class OnlineTargets:
         names = [f"row {row} of {self._dataset.name}" for row in rows_B.tolist()]
         check_answers(answers, description=self.description, names=names)
         rounded = {name: answers[name].astype(CACHE_DTYPE) for name in self._outputs}
-        return {name: torch.from_numpy(array).to(self._device) for name, array in rounded.items()}
+        return {name: sent(torch.from_numpy(array), device=self._device) for name, array in rounded.items()}
 
     def keys(self, rows_B: NDArray[np.int64], *, view: int) -> NDArray[np.uint8]:
         """Keys of the pixels, uint8 [B, 32]."""
@@ -135,6 +151,13 @@ class OnlineTargets:
     def close(self) -> None:
         """Let the teacher go."""
         self._teacher.close()
+
+
+def sent(tensor: Tensor, *, device: torch.device) -> Tensor:
+    """The tensor on the device; to CUDA from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def open_cache_targets(
