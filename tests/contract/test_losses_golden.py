@@ -306,3 +306,30 @@ def test_dist_ignores_a_constant_added_to_a_row(facts: Any) -> None:
     shift = torch.tensor([[3.0], [-1.0], [0.5], [100.0]], dtype=torch.float64)
     shifted = DistillBatch(student_logits=batch.student_logits + shift, teacher_logits=batch.teacher_logits)
     torch.testing.assert_close(build_loss("dist")(shifted), build_loss("dist")(batch), rtol=1e-9, atol=1e-9)
+
+
+def centred(batch: DistillBatch) -> DistillBatch:
+    """Every sample's logits shifted to mean zero."""
+    student, teacher = batch.student_logits, batch.teacher_logits
+    assert teacher is not None
+    return DistillBatch(
+        student_logits=student - student.mean(dim=1, keepdim=True),
+        teacher_logits=teacher - teacher.mean(dim=1, keepdim=True),
+    )
+
+
+def test_lm_is_the_limit_of_kl_for_centred_logits_and_only_for_them(facts: Any) -> None:
+    fact = facts["F2_tau_to_infinity_loss"]
+    batch = fact_batch(facts)
+    assert float(build_loss("lm")(batch)) == pytest.approx(fact["LM_half_over_K"], rel=1e-12)
+    assert float(build_loss("lm")(centred(batch))) == pytest.approx(fact["LM_of_centred_logits"], rel=1e-12)
+    assert float(build_loss("lm")(centred(batch))) == pytest.approx(fact["limit"], rel=1e-12)
+    for tau, value in fact["kd_loss_tau"].items():
+        assert float(build_loss("kl", temperature=float(tau))(batch)) == pytest.approx(value, rel=1e-7)
+
+
+def test_the_gradient_of_lm_on_centred_logits_is_the_limit_of_kls(facts: Any) -> None:
+    batch = fact_batch(facts, gradient=True)
+    (gradient,) = torch.autograd.grad(build_loss("lm")(centred(batch)), batch.student_logits)
+    limit = torch.tensor(facts["F1_tau_to_infinity_gradient"]["limit_gradient"], dtype=torch.float64)
+    torch.testing.assert_close(gradient, limit, rtol=1e-12, atol=1e-14)

@@ -2,48 +2,114 @@
 
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
+from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError, UnknownNameError
 from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts, build_loss
+from student_trainer.losses.base import DistillLoss
 
-DISTILLING = sorted(set(LOSSES) - {"ce"})
-FACTS = TrainingFacts(seed=3, classes=10, rows=torch.arange(8), labels=torch.arange(8))
+WIDTHS = (7, 9)
+FACTS = TrainingFacts(
+    seed=3,
+    classes=10,
+    rows=torch.arange(64),
+    labels=torch.arange(64) % 10,
+    student_width=WIDTHS[0],
+    teacher_width=WIDTHS[1],
+)
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    *((name, {}) for name in sorted(LOSSES)),
+    ("ckd", {"pairs": "sampled"}),
+    ("ckd", {"w_kd": 1.0}),
+    ("crd", {"on": "logits", "negatives": 5}),
+    ("mixup", {"target": "kl"}),
+    ("mse", {"target": "midpoint"}),
+    ("mse", {"target": "labels"}),
+    ("mse", {"target": "both", "reduction": "sum"}),
+    ("rkd", {"on": "logits", "normalise": True}),
+    ("rkd", {"angle": 0.0}),
+]
+"""Every loss with its defaults, and what else computes something else."""
+every_loss = pytest.mark.parametrize(("name", "hyper"), VARIANTS)
+ASKING = [
+    variant
+    for variant in VARIANTS
+    if {"teacher_logits", "teacher_features"} & set(build_loss(variant[0], **variant[1]).needs)
+]
+every_asking_loss = pytest.mark.parametrize(("name", "hyper"), ASKING)
+
+
+def ready(name: str, hyper: dict[str, object]) -> DistillLoss:
+    loss = build_loss(name, **hyper)
+    loss.start(FACTS)
+    return loss
 
 
 def batch_of(
     count: int, classes: int = 10, *, scale: float = 1.0, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> DistillBatch:
+    """A batch with everything that any loss needs."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (scale * torch.randn(count, classes, generator=generator) for _ in range(2))
     labels = torch.randint(classes, (count,), generator=generator)
+    student_features, teacher_features = (scale * torch.randn(count, width, generator=generator) for width in WIDTHS)
     return DistillBatch(
-        student_logits=student.to(dtype).requires_grad_(), teacher_logits=teacher.to(dtype), labels=labels
+        student_logits=student.to(dtype).requires_grad_(),
+        teacher_logits=teacher.to(dtype),
+        labels=labels,
+        rows=torch.arange(count),
+        student_features=student_features.to(dtype).requires_grad_(),
+        teacher_features=teacher_features.to(dtype),
+        mix=(torch.arange(count).roll(1), torch.full((count,), 0.3)),
     )
 
 
+FLOATS = ("student_logits", "teacher_logits", "student_features", "teacher_features")
+"""Fields of `batch_of` that hold numbers of student or teacher."""
+
+
 def gradient_of(loss: nn.Module, batch: DistillBatch) -> tuple[Tensor, Tensor]:
+    """(value, gradient with respect to what the loss takes of the student)."""
     value = loss(batch)
-    (gradient,) = torch.autograd.grad(value, batch.student_logits)
-    return value.detach(), gradient
+    return value.detach(), student_gradient(value, batch)
 
 
-def test_the_losses_of_the_first_release_exist() -> None:
-    assert {"ce", "kl", "mse", "dist", "ckd"} <= set(LOSSES)
+def student_gradient(value: Tensor, batch: DistillBatch) -> Tensor:
+    inputs = [tensor for tensor in (batch.student_logits, batch.student_features) if tensor is not None]
+    gradients = [item for item in torch.autograd.grad(value, inputs, allow_unused=True) if item is not None]
+    assert len(gradients) == 1
+    return gradients[0]
+
+
+def test_the_losses_that_the_recipes_name_exist() -> None:
+    assert {"ce", "kl", "mse", "lm", "dist", "ckd", "rkd", "crd", "mixup"} <= set(LOSSES)
 
 
 def test_default_weights_are_the_authors() -> None:
-    weights = {
-        name: (LOSSES[name].default_ce_weight, LOSSES[name].default_kd_weight) for name in ("kl", "mse", "dist", "ckd")
+    weights = {name: (LOSSES[name].default_ce_weight, LOSSES[name].default_kd_weight) for name in set(LOSSES) - {"ce"}}
+    assert weights == {
+        "kl": (0.1, 0.9),
+        "mse": (0.0, 1.0),
+        "lm": (0.0, 1.0),
+        "dist": (1.0, 2.0),
+        "ckd": (0.0, 1.0),
+        "rkd": (1.0, 1.0),
+        "crd": (1.0, 0.8),
+        "mixup": (0.0, 1.0),
     }
-    assert weights == {"kl": (0.1, 0.9), "mse": (0.0, 1.0), "dist": (1.0, 2.0), "ckd": (0.0, 1.0)}
 
 
 def test_an_unknown_loss_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown loss 'kd'; known: ce, ckd, dist, kl, mse"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown loss 'kd'; known: ce, ckd, crd, dist, kl, lm, mixup, mse, rkd"
+    ):
         build_loss("kd")
 
 
@@ -65,6 +131,16 @@ def test_an_unknown_loss_lists_the_known_ones() -> None:
         ("ckd", {"w_cls": 0, "w_rel": 0}, r"at least one must be above 0"),
         ("ckd", {"w_cls": 0, "w_rel": 0, "w_kd": 1, "offset": "calibrate"}, r"needs a target"),
         ("ckd", {"w_kd": 1, "pos": 2}, r"pairs=sampled"),
+        ("mse", {"target": "middle"}, r"teacher or midpoint or labels or both"),
+        ("lm", {"temperature": 4}, r"lm has no hyper-parameter 'temperature'; it has none"),
+        ("rkd", {"distance": -1}, r"distance \(float >= 0; default 25.0\)"),
+        ("rkd", {"distance": 0, "angle": 0}, r"at least one must be above 0"),
+        ("rkd", {"on": "maps"}, r"features or logits"),
+        ("crd", {"negatives": 0}, r"negatives \(int >= 1; default 16384\)"),
+        ("crd", {"momentum": 1.5}, r"momentum \(float >= 0, <= 1"),
+        ("crd", {"width": 0}, r"width \(int >= 1"),
+        ("mixup", {"alpha": 0}, r"alpha \(float > 0; default 1.0\)"),
+        ("mixup", {"temperature": 2}, r"temperature has no effect with target=ce; leave it out, or use target=kl"),
         ("ce", {"label_smoothing": 1.5}, r"label_smoothing \(float >= 0, <= 1"),
         ("ce", {"temperature": 4}, r"ce has no hyper-parameter 'temperature'"),
     ],
@@ -83,74 +159,135 @@ def test_the_texts_of_options_are_read_as_values() -> None:
     assert torch.equal(as_text(given), as_value(given))
 
 
-@pytest.mark.parametrize("name", DISTILLING)
-def test_a_missing_input_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"loss {name} needs teacher_logits"):
-        build_loss(name)(DistillBatch(student_logits=torch.zeros(3, 5), labels=torch.zeros(3, dtype=torch.int64)))
+@every_loss
+def test_a_missing_input_is_named(name: str, hyper: dict[str, object]) -> None:
+    loss = ready(name, hyper)
+    assert loss.needs
+    for need in loss.needs:
+        with pytest.raises(InputError, match=f"loss {name} needs {need}, which this batch does not have"):
+            loss(replace(batch_of(4), **{need: None}))
 
 
-@pytest.mark.parametrize("name", DISTILLING)
-def test_student_and_teacher_of_different_widths_are_refused(name: str) -> None:
-    batch = DistillBatch(
-        student_logits=torch.zeros(3, 5), teacher_logits=torch.zeros(3, 6), labels=torch.zeros(3, dtype=torch.int64)
-    )
-    with pytest.raises(InputError, match="differ in shape"):
-        build_loss(name)(batch)
+def test_a_missing_mix_says_how_to_mix() -> None:
+    with pytest.raises(InputError, match=r"call loss.mix\(count\), mix the images as it says"):
+        build_loss("mixup")(replace(batch_of(4), mix=None))
+
+
+@every_asking_loss
+def test_student_and_teacher_that_do_not_fit_are_refused(name: str, hyper: dict[str, object]) -> None:
+    batch = batch_of(4)
+    wide = replace(batch, teacher_logits=torch.zeros(4, 11), teacher_features=torch.zeros(3, WIDTHS[1]))
+    with pytest.raises(InputError, match=r"differ in shape|not \[B, D\] of the same samples"):
+        ready(name, hyper)(wide)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", sorted(LOSSES))
-def test_half_precision_logits_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+@every_loss
+def test_half_precision_inputs_are_computed_in_float32(name: str, hyper: dict[str, object], dtype: torch.dtype) -> None:
     half = batch_of(6, dtype=dtype)
-    full = DistillBatch(
-        student_logits=half.student_logits.detach().float(),
-        teacher_logits=half.teacher_logits.float(),
-        labels=half.labels,
-    )
-    value, gradient = gradient_of(build_loss(name), half)
+    full = replace(half, **{field: getattr(half, field).detach().float() for field in FLOATS})
+    value, gradient = gradient_of(ready(name, hyper), half)
     assert value.dtype == torch.float32
     assert gradient.dtype == dtype
-    assert torch.equal(value, build_loss(name)(full))
+    assert torch.equal(value, ready(name, hyper)(full))
 
 
-@pytest.mark.parametrize("name", DISTILLING)
-def test_half_precision_answers_suit_a_float32_student(name: str) -> None:
+@every_loss
+def test_a_users_autocast_does_not_reach_the_loss(name: str, hyper: dict[str, object]) -> None:
     batch = batch_of(6)
-    narrow = DistillBatch(
-        student_logits=batch.student_logits, teacher_logits=batch.teacher_logits.half(), labels=batch.labels
-    )
-    assert build_loss(name)(narrow).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = ready(name, hyper)(batch)
+    expected, expected_gradient = gradient_of(ready(name, hyper), batch_of(6))
+    assert torch.equal(value, expected)
+    assert torch.equal(student_gradient(value, batch), expected_gradient)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@every_asking_loss
+def test_half_precision_answers_suit_a_float32_student(name: str, hyper: dict[str, object]) -> None:
+    batch = batch_of(6)
+    narrow = {field: getattr(batch, field).half() for field in FLOATS if field.startswith("teacher_")}
+    assert ready(name, hyper)(replace(batch, **narrow)).dtype == torch.float32
+
+
+@every_loss
 @pytest.mark.parametrize("kind", ["huge", "constant", "same", "single"])
-def test_extreme_batches_give_finite_values_or_a_refusal(name: str, kind: str) -> None:
+def test_extreme_batches_give_finite_values_or_a_refusal(name: str, hyper: dict[str, object], kind: str) -> None:
     batch = batch_of(1 if kind == "single" else 4, scale=1e4 if kind == "huge" else 1.0)
-    student = batch.student_logits.detach().clone()
+    student, features = batch.student_logits.detach().clone(), batch.student_features.detach().clone()
     if kind == "constant":
-        student[:] = 2.0
+        student[:] = features[:] = 2.0
     if kind == "same":
-        student = batch.teacher_logits.clone()
-    given = DistillBatch(
-        student_logits=student.requires_grad_(), teacher_logits=batch.teacher_logits, labels=batch.labels
-    )
-    if (name, kind) == ("ckd", "single"):
-        with pytest.raises(InputError, match="at least 2 samples; this one has 1"):
-            build_loss(name)(given)
+        student, features = batch.teacher_logits.clone(), batch.teacher_features[:, : WIDTHS[0]].clone()
+    given = replace(batch, student_logits=student.requires_grad_(), student_features=features.requires_grad_())
+    loss = ready(name, hyper)
+    if kind == "single" and name in ("ckd", "rkd"):
+        with pytest.raises(InputError, match=f"at least {loss.min_rows} samples; this one has 1"):
+            loss(given)
         return
-    value, gradient = gradient_of(build_loss(name), given)
+    value, gradient = gradient_of(loss, given)
     assert bool(value.isfinite())
     assert bool(gradient.isfinite().all())
 
 
-def test_no_gradient_reaches_the_teacher() -> None:
-    for name in DISTILLING:
-        teacher = torch.randn(4, 5, requires_grad=True)
-        batch = DistillBatch(
-            student_logits=torch.randn(4, 5, requires_grad=True), teacher_logits=teacher, labels=torch.arange(4)
-        )
-        build_loss(name)(batch).backward()
-        assert teacher.grad is None
+@every_loss
+def test_the_gradient_is_the_derivative_of_the_value(name: str, hyper: dict[str, object]) -> None:
+    batch = batch_of(4, dtype=torch.float64)
+    loss = ready(name, hyper).double()
+    loss(batch)  # what the first batch sets is a constant afterwards
+
+    def value(logits: Tensor, features: Tensor) -> Tensor:
+        result: Tensor = deepcopy(loss)(replace(batch, student_logits=logits, student_features=features))
+        return result
+
+    inputs = (batch.student_logits, batch.student_features)
+    assert bool(student_gradient(value(*inputs), batch).any())
+    assert torch.autograd.gradcheck(value, inputs, atol=1e-6)
+
+
+@every_asking_loss
+def test_no_gradient_reaches_the_teacher(name: str, hyper: dict[str, object]) -> None:
+    batch = batch_of(4)
+    answers = {field: getattr(batch, field).requires_grad_() for field in ("teacher_logits", "teacher_features")}
+    ready(name, hyper)(replace(batch, **answers)).backward()
+    assert [tensor.grad for tensor in answers.values()] == [None, None]
+
+
+@every_loss
+def test_a_loss_leaves_the_global_random_numbers_alone(name: str, hyper: dict[str, object]) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    loss = ready(name, hyper)
+    loss.mix(4)
+    loss(batch_of(4))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def three_steps(loss: DistillLoss) -> list[float]:
+    """Values of three steps in which all that is trained in the loss moves."""
+    values = []
+    for seed in range(3):
+        mix = loss.mix(6)
+        batch = batch_of(6, seed=seed)
+        value = loss(batch if mix is None else replace(batch, mix=mix))
+        loss.zero_grad()
+        value.backward()
+        with torch.no_grad():
+            for parameter in loss.parameters():
+                parameter.sub_(parameter.grad, alpha=0.1)
+        values.append(value.item())
+    return values
+
+
+@every_loss
+def test_a_restored_state_goes_on_as_if_never_stopped(name: str, hyper: dict[str, object]) -> None:
+    first, second = ready(name, hyper), ready(name, hyper)
+    assert three_steps(first) == three_steps(second)
+    kept = BytesIO()
+    torch.save(first.state_dict(), kept)
+    kept.seek(0)
+    resumed = ready(name, hyper)
+    resumed.load_state_dict(torch.load(kept, weights_only=True))
+    assert three_steps(resumed) == three_steps(first)
 
 
 def test_sampled_comparisons_repeat_for_a_seed_and_go_on_after_a_restored_state() -> None:

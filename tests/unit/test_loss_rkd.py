@@ -1,0 +1,121 @@
+"""RKD: what it ignores, coincident samples, and large batches in parts."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from student_trainer.losses import DistillBatch, build_loss, rkd
+
+KINDS = pytest.mark.parametrize("hyper", [{"angle": 0.0}, {"distance": 0.0}, {}, {"normalise": True}])
+
+
+def points(count: int, width: int, *, seed: int) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def value(student: Tensor, teacher: Tensor, **hyper: object) -> Tensor:
+    batch = DistillBatch(student_logits=student, student_features=student, teacher_features=teacher)
+    result: Tensor = build_loss("rkd", **hyper)(batch)
+    return result
+
+
+def smooth(first: float, second: float) -> float:
+    error = abs(first - second)
+    return error**2 / 2 if error < 1 else error - 0.5
+
+
+def written_out(student: Tensor, teacher: Tensor) -> tuple[float, float]:
+    """(distance, angle) term by loops over pairs and triples, as the paper words them."""
+    count = len(student)
+    sides = []
+    for side in (student, teacher):
+        far = [[math.dist(first, second) for second in side.tolist()] for first in side.tolist()]
+        mean = sum(map(sum, far)) / (count * (count - 1))
+        cosine = {}
+        for anchor, one, two in itertools.product(range(count), repeat=3):
+            lengths = far[anchor][one] * far[anchor][two]
+            product = float((side[one] - side[anchor]) @ (side[two] - side[anchor]))
+            cosine[anchor, one, two] = product / lengths if lengths else 0.0
+        sides.append((far, mean, cosine))
+    (far_s, mean_s, cos_s), (far_t, mean_t, cos_t) = sides
+    pairs = itertools.product(range(count), repeat=2)
+    distance = sum(smooth(far_s[i][j] / mean_s, far_t[i][j] / mean_t) for i, j in pairs) / count**2
+    return distance, sum(smooth(cos_s[key], cos_t[key]) for key in cos_s) / count**3
+
+
+def test_both_terms_are_what_loops_over_pairs_and_triples_give() -> None:
+    student, teacher = points(5, 3, seed=0), points(5, 4, seed=1)
+    distance, angle = written_out(student, teacher)
+    assert float(value(student, teacher, distance=1, angle=0)) == pytest.approx(distance, rel=1e-12)
+    assert float(value(student, teacher, distance=0, angle=1)) == pytest.approx(angle, rel=1e-12)
+    assert float(value(student, teacher)) == pytest.approx(25 * distance + 50 * angle, rel=1e-12)
+
+
+@KINDS
+def test_rotation_and_scale_of_a_side_change_nothing(hyper: dict[str, object]) -> None:
+    student, teacher = points(6, 4, seed=2), points(6, 5, seed=3)
+    rotation, _ = torch.linalg.qr(points(4, 4, seed=4))
+    torch.testing.assert_close(value(3 * student @ rotation, teacher, **hyper), value(student, teacher, **hyper))
+
+
+def test_a_shift_changes_nothing_unless_samples_are_normalised() -> None:
+    student, teacher = points(6, 4, seed=2), points(6, 5, seed=3)
+    torch.testing.assert_close(value(student + 2, teacher), value(student, teacher))
+    assert float(value(student + 2, teacher, normalise=True)) != pytest.approx(
+        float(value(student, teacher, normalise=True)), rel=1e-3
+    )
+
+
+@KINDS
+def test_a_student_like_the_teacher_is_at_the_minimum(hyper: dict[str, object]) -> None:
+    teacher = points(6, 4, seed=5)
+    student = (2 * teacher).requires_grad_()
+    loss = value(student, teacher, **hyper)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-24)
+    assert float(gradient.abs().max()) < 1e-12
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("collapse", ["pair", "all", "zeros"])
+def test_coincident_samples_do_not_blow_up_the_gradient(
+    hyper: dict[str, object], dtype: torch.dtype, collapse: str
+) -> None:
+    student, teacher = points(6, 4, seed=6).to(dtype), points(6, 5, seed=7).to(dtype)
+    if collapse == "pair":
+        student[1] = student[0]
+    else:
+        student[:] = student[0] if collapse == "all" else 0.0
+    student.requires_grad_()
+    loss = value(student, teacher, **hyper)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert bool(loss.isfinite())
+    assert float(gradient.abs().max()) < 10
+
+
+def test_a_batch_far_from_the_origin_keeps_its_digits_in_float32() -> None:
+    student, teacher = points(8, 4, seed=8), points(8, 5, seed=9)
+    far = (student + 1000).float()
+    exact = value(far.double(), teacher)
+    assert float(value(far, teacher.float())) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_large_batch_in_parts_gives_the_same_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = points(13, 4, seed=10).requires_grad_(), points(13, 5, seed=11)
+    whole = value(student, teacher)
+    (expected,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr(rkd, "NUMBERS_AT_ONCE", 3 * 13 * 13)
+    parts = value(student, teacher)
+    (gradient,) = torch.autograd.grad(parts, student)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_angles_need_three_samples_and_distances_two() -> None:
+    assert build_loss("rkd").min_rows == 3
+    assert build_loss("rkd", angle=0).min_rows == 2
+    assert float(value(points(2, 3, seed=0), points(2, 3, seed=1), angle=0)) == 0
