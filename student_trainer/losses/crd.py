@@ -77,7 +77,9 @@ class CRD(Drawing, DistillLoss):
         on_logits = self.on == "logits"
         widths = (facts.classes, facts.classes) if on_logits else (facts.student_width, facts.teacher_width)
         if None in widths:
-            raise InputError("crd: the widths of features are not known; give TrainingFacts student_ and teacher_width")
+            raise InputError(
+                "crd: the features' widths are not known; give student_width and teacher_width in TrainingFacts"
+            )
         generator = torch.Generator().manual_seed(self.next_seed())
         self.negatives = Negatives(rows_N=facts.rows, labels_N=facts.labels, count=self.count)
         self.embed_student, self.embed_teacher = (
