@@ -63,7 +63,7 @@ def fetch_missing(
         logger.info("all %d rows are in %s: no request", len(rows), path)
         return Fetched()
     done = teacher_calls = 0
-    with TeacherClient(str(config.cache), api_key=_api_key(config.api_key_file)) as client:
+    with TeacherClient(str(config.cache), api_key=read_api_key(config.api_key_file)) as client:
         inventory = client.cache()
         teacher = _expected_teacher(inventory, expected=config.expect_teacher)
         check_served(inventory, dataset=dataset)
@@ -182,8 +182,8 @@ def _check_answering(answering: str, *, teacher: TeacherDescription) -> None:
         raise IdentityError(f"the server's teacher changed from {teacher.id} to {answering} while rows were fetched")
 
 
-def _api_key(path: Path | None) -> str | None:
-    """The first key of a key file."""
+def read_api_key(path: Path | None) -> str | None:
+    """The first key of a key file; None without a file."""
     if path is None:
         return None
     try:
