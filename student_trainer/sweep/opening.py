@@ -1,0 +1,99 @@
+"""A recipe held against its data set, losses and students: what a user can get wrong is found before any work."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.datasets.base import ImageDataset
+from shared.errors import InputError, TeachonceError, UnknownNameError
+from student_trainer.config import TrainConfig
+from student_trainer.job import open_data
+from student_trainer.objective import read_objective
+from student_trainer.selecting import STRATEGIES
+from student_trainer.student import build_student
+from student_trainer.sweep.cells import Cell, Grid, Trial, build_grid
+from student_trainer.sweep.draws import RowFiles, check_pool
+from student_trainer.sweep.recipe import Recipe
+from student_trainer.sweep.trials import Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
+    """A recipe that can be run."""
+
+    grid: Grid
+    setting: Setting
+    train_set: ImageDataset
+    test_set: ImageDataset
+
+
+def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
+    """Open and check what the recipe names; raises InputError and its kinds, with the cell they are about."""
+    # What a recipe leaves without effect in one loss (a cache for ce) is meant for another.
+    logging.getLogger("student_trainer").setLevel(logging.ERROR)
+    cache = recipe.teacher.cache or out / "cache"
+    train_set, test_set = open_data(
+        TrainConfig(
+            dataset=recipe.dataset,
+            student=recipe.students[0],
+            out=out,
+            cache=str(cache),
+            data_root=recipe.data_root,
+            download=recipe.download,
+        )
+    )
+    grid = build_grid(recipe, view_policy=train_set.view_policy)
+    check_pool(num_rows=train_set.num_rows, most_images=grid.most_images, val=recipe.val)
+    setting = Setting(
+        recipe=recipe,
+        files=RowFiles(out / "rows", val=recipe.val),
+        runs=out / "runs",
+        cache=cache,
+        teacher=None,
+        num_rows=train_set.num_rows,
+        device=device,
+        command=command,
+    )
+    _check_teacher(recipe)
+    for select in recipe.select:
+        if select not in STRATEGIES:
+            raise UnknownNameError(f"select: unknown selection {select!r}; known: {', '.join(STRATEGIES)}")
+    for cell in grid.cells:
+        _check_cell(cell, setting=setting)
+    for spec in recipe.students:
+        _check_student(spec, recipe=recipe, dataset=train_set)
+    return Plan(grid=grid, setting=setting, train_set=train_set, test_set=test_set)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    weights = recipe.teacher.weights
+    if weights is not None and not weights.is_file():
+        raise InputError(
+            f"teacher.weights: there is no file {weights}; give the teacher's weights with --weights FILE,"
+            " or leave weights out and train a teacher with teacher.train"
+        )
+
+
+def _check_cell(cell: Cell, *, setting: Setting) -> None:
+    """Raise the errors that the cell's first training would end with."""
+    try:
+        objective = read_objective(
+            setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
+        )
+    except TeachonceError as error:
+        raise InputError(f"{cell.path}: {error}") from error
+    lacking = set(objective.outputs.values()) - set(setting.recipe.outputs)
+    if lacking:
+        raise InputError(f"{cell.path}: loss {cell.loss.loss} needs {', '.join(sorted(lacking))}; add it to outputs")
+    rows = setting.rows_of(cell)
+    if rows < objective.least_batch:
+        raise InputError(f"{cell.path}: {rows} images are too few to train on; use {objective.least_batch} or more")
+
+
+def _check_student(spec: str, *, recipe: Recipe, dataset: ImageDataset) -> None:
+    side = recipe.train.image_size
+    shape = dataset.image(0).shape[:2] if side is None else (side, side)
+    try:
+        build_student(spec, classes=len(dataset.classes), image_shape=(shape[0], shape[1]), seed=0)
+    except TeachonceError as error:
+        raise InputError(f"students: {error}") from error
