@@ -15,6 +15,7 @@ from shared.command import run_command
 from shared.errors import InputError
 from student_trainer import options
 from student_trainer.config import TrainConfig
+from student_trainer.sweep import options as sweep_options
 
 if TYPE_CHECKING:
     from student_trainer.results import RunResult
@@ -102,6 +103,37 @@ def demo(
     page = out / "report.html"
     write_page(comparison, page)
     print(f"report: {page}")
+
+
+@app.command()
+def sweep(
+    *,
+    recipe: sweep_options.RecipeFile,
+    out: sweep_options.Out,
+    changes: sweep_options.Changes = None,
+    dataset: sweep_options.Dataset = None,
+    weights: sweep_options.Weights = None,
+    seeds: sweep_options.Seeds = None,
+    jobs: sweep_options.Jobs = None,
+    device: sweep_options.Device = "auto",
+    plan: sweep_options.PlanOnly = False,
+) -> None:
+    """Train every student of a table or figure: losses x budgets x seeds; each teacher answer is asked for once.
+
+    Killed and started again with the same command, it goes on where it was.
+    """
+    # Recipes are checked by pydantic, which the other commands do without.
+    from student_trainer.sweep.reading import read_recipe
+
+    given = {"dataset": dataset, "teacher.weights": None if weights is None else str(weights), "seeds": seeds}
+    read = read_recipe(recipe, changes=changes or (), options=given)
+    # A mistake in the recipe was found above; torch takes seconds to import.
+    from student_trainer.sweep.show import run_and_show, show_plan
+
+    if plan:
+        show_plan(read, out=out, device=device, say=print)
+        return
+    run_and_show(read, out=out, jobs=jobs, device=device, environment=os.environ, command=typed_command(), say=print)
 
 
 def read_config(given: Mapping[str, Any]) -> TrainConfig:
