@@ -15,7 +15,7 @@ from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, Limit, TrainingFacts, outputs_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
-from student_trainer.losses.negatives import Negatives
+from student_trainer.losses.negatives import Negatives, occurrences
 
 EPS = 1e-7
 """The authors' guard beside K/N."""
@@ -109,9 +109,10 @@ class CRD(Drawing, DistillLoss):
         teacher_BD = self._embedded(teacher_BD, layer=self.embed_teacher, side="teacher")
         positions_B = self.negatives.positions(cast(Tensor, batch.rows)).to(student_BD.device)
         if contrast is None:
-            counts_BN = self.negatives.draw(positions_B, seed=self.next_seed()).to(student_BD.dtype)
+            counts_BN = self.negatives.draw(positions_B, seed=self.next_seed())
         else:
-            counts_BN = self._counted(contrast[:, 1:].to(student_BD.device), dtype=student_BD.dtype)
+            counts_BN = occurrences(contrast[:, 1:].to(student_BD.device), rows=len(self.memory_student))
+        counts_BN = counts_BN.to(student_BD.dtype)
         total = self._side(student_BD, self.memory_teacher, positions_B, counts_BN=counts_BN, side="student")
         total = total + self._side(teacher_BD, self.memory_student, positions_B, counts_BN=counts_BN, side="teacher")
         if self.training and torch.is_grad_enabled():
@@ -126,11 +127,6 @@ class CRD(Drawing, DistillLoss):
                 f"crd: {side} {self.on} are {values_BD.shape[1]} wide; start() was told {layer.in_features}"
             )
         return functional.normalize(layer(values_BD.to(layer.weight.dtype)), dim=1)
-
-    def _counted(self, negatives_BK: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """How often each row is among a sample's negatives, [B, N]."""
-        ones_BK = torch.ones_like(negatives_BK, dtype=dtype)
-        return ones_BK.new_zeros(len(ones_BK), len(self.memory_student)).scatter_add_(1, negatives_BK, ones_BK)
 
     def _side(
         self, embedded_BD: Tensor, memory_ND: Tensor, positions_B: Tensor, *, counts_BN: Tensor, side: str

@@ -3,6 +3,7 @@
 Shape key: B batch, N training rows, K negatives of a sample.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +17,8 @@ class Negatives(nn.Module):
     """Class of each row by number, 0.., int64 [N] as the next ones."""
     sizes: Tensor
     """Rows of its class."""
-    ends: Tensor
-    """Where its class ends when rows stand by class."""
+    starts: Tensor
+    """Where its class begins when rows stand by class."""
     ranks: Tensor
     """Where it stands itself."""
 
@@ -33,7 +34,7 @@ class Negatives(nn.Module):
         tables = {
             "labels": class_N,
             "sizes": sizes[class_N],
-            "ends": sizes.cumsum(dim=0)[class_N],
+            "starts": (sizes.cumsum(dim=0) - sizes)[class_N],
             "ranks": class_N.argsort(stable=True).argsort(),
         }
         for name, table in tables.items():
@@ -54,23 +55,43 @@ class Negatives(nn.Module):
 
     def draw(self, positions_B: Tensor, *, seed: int) -> Tensor:
         """K negatives of each sample as counts, float32 [B, N]: distinct ones if each class leaves K, else repeated."""
-        generator = torch.Generator(self.ranks.device).manual_seed(seed)
         if self._distinct:
-            return self._draw_distinct(positions_B, generator)
-        return self._draw_repeated(positions_B, generator)
+            return self._draw_distinct(positions_B, seed=seed)
+        sizes_B, rows = self.sizes[positions_B], len(self.ranks)
+        draw = repeated_by_row if sizes_B.device.type == "cpu" else repeated_by_draw
+        counts_BN = draw(sizes_B, rows=rows, count=self._count, seed=seed)
+        # Those stand by class, beginning with the own one and going on from the start at the end.
+        return counts_BN.gather(1, (self.ranks - self.starts[positions_B, None]) % rows)
 
-    def _draw_distinct(self, positions_B: Tensor, generator: torch.Generator) -> Tensor:
-        keys_BN = torch.rand(len(positions_B), len(self.ranks), generator=generator, device=generator.device)
+    def _draw_distinct(self, positions_B: Tensor, *, seed: int) -> Tensor:
+        device = self.ranks.device
+        generator = torch.Generator(device).manual_seed(seed)
+        keys_BN = torch.rand(len(positions_B), len(self.ranks), generator=generator, device=device)
         keys_BN[self.labels[positions_B, None] == self.labels] = 2.0
         chosen_BK = keys_BN.topk(self._count, dim=1, largest=False, sorted=False).indices
         return torch.zeros_like(keys_BN).scatter_(1, chosen_BK, 1.0)
 
-    def _draw_repeated(self, positions_B: Tensor, generator: torch.Generator) -> Tensor:
-        count, device = len(self.ranks), generator.device
-        others_B = count - self.sizes[positions_B]
-        uniform_BK = torch.rand(len(positions_B), self._count, generator=generator, device=device, dtype=torch.float64)
-        chosen_BK = uniform_BK.mul_(others_B[:, None]).long()
-        # Number c of the other classes' rows is the c-th after the end of the own class, by class and around.
-        counts_BN = torch.zeros(len(positions_B), count, device=device)
-        counts_BN.scatter_add_(1, chosen_BK, torch.ones((), device=device).expand_as(chosen_BK))
-        return counts_BN.gather(1, (self.ranks - self.ends[positions_B, None]) % count)
+
+def repeated_by_row(sizes_B: Tensor, *, rows: int, count: int, seed: int) -> Tensor:
+    """How often each of ``rows`` places but the first ``sizes_B`` is hit by ``count`` draws, float32 [B, N].
+
+    One binomial number a row: 0.5, 10 and 19 ms for B = 64, K = 16,384 and N = 100, 1,600 and 4,800 on a CPU.
+    """
+    is_other_BN = np.arange(rows) >= sizes_B.numpy()[:, None]
+    shares_BN = is_other_BN / is_other_BN.sum(axis=1, keepdims=True)
+    return torch.from_numpy(np.random.default_rng(seed).multinomial(count, shares_BN)).float()
+
+
+def repeated_by_draw(sizes_B: Tensor, *, rows: int, count: int, seed: int) -> Tensor:
+    """The same draw by draw, as accelerators like it; 16 ms for any N on that CPU."""
+    device = sizes_B.device
+    generator = torch.Generator(device).manual_seed(seed)
+    uniform_BK = torch.rand(len(sizes_B), count, generator=generator, device=device, dtype=torch.float64)
+    chosen_BK = sizes_B[:, None] + (uniform_BK * (rows - sizes_B[:, None])).long()
+    return occurrences(chosen_BK, rows=rows)
+
+
+def occurrences(chosen_BK: Tensor, *, rows: int) -> Tensor:
+    """How often each of ``rows`` places is among each sample's ``chosen_BK``, float32 [B, N]."""
+    ones_BK = torch.ones(chosen_BK.shape, device=chosen_BK.device)
+    return ones_BK.new_zeros(len(chosen_BK), rows).scatter_add_(1, chosen_BK, ones_BK)

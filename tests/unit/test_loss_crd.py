@@ -1,5 +1,6 @@
 """CRD: which negatives it draws, what it remembers, and what it says where it cannot work."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
-from student_trainer.losses import DistillBatch, TrainingFacts, build_loss
+from student_trainer.losses import DistillBatch, TrainingFacts, build_loss, negatives
 from student_trainer.losses.crd import CRD
 from student_trainer.losses.negatives import Negatives
 
@@ -36,8 +37,8 @@ def batch_of(*positions: int, seed: int = 0) -> DistillBatch:
 
 def drawn(count: int, *, times: int = 1, facts: TrainingFacts = FACTS) -> Tensor:
     """Counts [times, N, N] of negatives of every row."""
-    negatives = Negatives(rows_N=facts.rows, labels_N=facts.labels, count=count)
-    return torch.stack([negatives.draw(torch.arange(len(facts.rows)), seed=seed) for seed in range(times)])
+    source = Negatives(rows_N=facts.rows, labels_N=facts.labels, count=count)
+    return torch.stack([source.draw(torch.arange(len(facts.rows)), seed=seed) for seed in range(times)])
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 500])
@@ -50,6 +51,25 @@ def test_negatives_are_as_many_as_asked_and_of_other_classes(count: int) -> None
 def test_negatives_are_distinct_where_every_class_leaves_enough_and_repeated_else() -> None:
     assert drawn(6, times=20).max() == 1  # the largest class has 6 of the 12 rows
     assert drawn(7, times=20).max() > 1
+
+
+WAYS = (negatives.repeated_by_row, negatives.repeated_by_draw)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_repeated_draws_hit_every_place_but_the_own_class_equally_often(way: Callable[..., Tensor]) -> None:
+    sizes = torch.tensor([1, 4, 8, 2]).repeat(2000)
+    counts = way(sizes, rows=9, count=30, seed=0)
+    assert counts.dtype == torch.float32
+    assert counts.sum(dim=1).eq(30).all()
+    is_other = torch.arange(9) >= sizes[:, None]
+    assert counts[~is_other].eq(0).all()
+    for size in (1, 4, 2):
+        found = counts[sizes == size][:, size:].double()
+        share = 1 / (9 - size)
+        deviation = (30 * share * (1 - share) / len(found)) ** 0.5
+        assert float((found.mean(dim=0) - 30 * share).abs().max()) < 5 * deviation
+        torch.testing.assert_close(found.var(), found.new_tensor(30 * share * (1 - share)), rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("count", [3, 40])
@@ -70,9 +90,9 @@ def test_another_step_and_another_seed_draw_other_negatives() -> None:
 
 
 def test_rows_are_found_in_whatever_order_the_training_has_them() -> None:
-    negatives = Negatives(rows_N=ROWS, labels_N=LABELS, count=3)
+    source = Negatives(rows_N=ROWS, labels_N=LABELS, count=3)
     wanted = torch.tensor([4, 0, 11, 9, 4])
-    assert negatives.positions(ROWS[wanted]).tolist() == wanted.tolist()
+    assert source.positions(ROWS[wanted]).tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("row", [0, 41, 1000])
