@@ -8,6 +8,7 @@ from typing import Any
 
 from cache.layout import ArraySpec, dataset_folder, in_order
 from cache.ledger import dump
+from cache.renumber import unused_number
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import IdentityError
 
@@ -52,12 +53,14 @@ def insert_record(
     specs: tuple[ArraySpec, ...],
 ) -> CacheRecord:
     """Within a transaction: list a new cache."""
-    cursor = database.execute(
-        "INSERT INTO caches (teacher, dataset, teacher_attributes, dataset_attributes, outputs) VALUES (?, ?, ?, ?, ?)",
-        (teacher.id, dataset.name, dump(teacher.attributes()), dump(dataset.attributes()), dump(outputs_json(specs))),
+    number = unused_number(database)
+    described = (dump(teacher.attributes()), dump(dataset.attributes()), dump(outputs_json(specs)))
+    database.execute(
+        "INSERT INTO caches (id, teacher, dataset, teacher_attributes, dataset_attributes, outputs)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (number, teacher.id, dataset.name, *described),
     )
-    assigned = cursor.lastrowid or 0
-    return CacheRecord(id=assigned, teacher=teacher, dataset=dataset, specs=specs, folded=0)
+    return CacheRecord(id=number, teacher=teacher, dataset=dataset, specs=specs, folded=0)
 
 
 def teacher_from(attributes: dict[str, Any]) -> TeacherDescription:
