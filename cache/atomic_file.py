@@ -19,7 +19,7 @@ def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     Raises `DiskFullError` when there is no room; ``path`` is then as it was.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with _disk_full_named(path):
+    with disk_full_named(path):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def make_folders(path: Path) -> None:
     """Create ``path`` and its parents durably."""
     missing = [folder for folder in [path, *path.parents] if not folder.exists()]
-    with _disk_full_named(path):
+    with disk_full_named(path):
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:
             sync_folder(folder.parent)
@@ -77,7 +77,8 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 
 @contextmanager
-def _disk_full_named(path: Path) -> Iterator[None]:
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Turn the system's word for a full disk into a `DiskFullError` that names ``path``."""
     try:
         yield
     except OSError as error:

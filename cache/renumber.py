@@ -76,7 +76,7 @@ def _move_aliases(database: sqlite3.Connection, *, base: int, moved: Ints) -> di
 
 def _widths(database: sqlite3.Connection) -> dict[int, frozenset[tuple[str, str]]]:
     """Outputs with their dtypes per cache."""
-    query = "SELECT id, key, json_extract(value, '$.dtype') FROM caches, json_each(caches.outputs)"
+    query = "SELECT caches.id, key, json_extract(value, '$.dtype') FROM caches, json_each(caches.outputs)"
     found: dict[int, set[tuple[str, str]]] = {}
     for cache, name, dtype in database.execute(query):
         found.setdefault(cache, set()).add((name, dtype))

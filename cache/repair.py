@@ -94,6 +94,8 @@ def _repair(path: Path, *, record: CacheRecord, keep_unchecked: bool) -> Loss | 
     ]
     sound = np.logical_and.reduce([array.sound for array in arrays])
     reasons = [reason for array in arrays for reason in array.reasons]
+    # Before anything is moved: they are read from the files that are.
+    rows = _lost_rows(arrays, sound=sound)
     quarantine = None
     if not sound.all() or reasons:
         quarantine = _take_out(path, record=record, arrays=arrays, sound=sound, reasons=reasons)
@@ -108,7 +110,7 @@ def _repair(path: Path, *, record: CacheRecord, keep_unchecked: bool) -> Loss | 
         dataset=record.dataset.name,
         answers=int(np.count_nonzero(~sound)),
         kept=int(np.count_nonzero(sound)),
-        rows=_lost_rows(arrays, sound=sound),
+        rows=rows,
         reasons=tuple(reasons),
         quarantine=quarantine,
     )
