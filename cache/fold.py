@@ -1,41 +1,65 @@
-"""Moves answers from the journal into Zarr, block by block.
+"""Moves answers of one cache from the journal into Zarr, block by block, beside those who commit and read.
 
 Chunk files first (beside, fsync, rename, fsync), then one transaction moves the mark: that is the commit point.
-Shapes follow. Interrupted before it, a fold leaves bytes that nobody counts; after it, shapes that recovery lifts.
+Shapes follow. Interrupted before it, a fold leaves bytes that nobody counts; after it, shapes that recovery lifts, and
+journal entries that nobody reads. The writer's lock is held for moments only: to look, to move the mark, to forget.
 """
 
 from pathlib import Path
+from threading import RLock
 
 from cache.atomic_file import sync_folder, write_atomic
 from cache.checksum import add_segment, check_segments, drop_segments
 from cache.handle import CacheHandle
-from cache.journal import move_mark
+from cache.journal import folded_entry, forget_entries, move_mark
 from cache.layout import BLOCK_SLOTS, AnyArray, ArraySpec
 from cache.ledger import Ledger
+from cache.tail import Tail
+
+FORGOTTEN_AT_ONCE = 256
+"""Journal entries dropped in one transaction; those of a block together would keep everyone waiting."""
 
 
-def fold_block(handle: CacheHandle, *, ledger: Ledger) -> None:
-    """Fold what the first block that is not whole holds; the caller publishes the documents.
+def fold_block(handle: CacheHandle, *, ledger: Ledger, lock: RLock) -> None:
+    """Fold what the first block that is not whole holds; the caller publishes the documents, and folds alone.
 
-    Raises `DiskFullError`; nothing is lost then.
+    ``lock`` is the writer's, and not held by the caller. Raises `DiskFullError`; nothing is lost then.
     """
-    first, end = handle.folded, min(handle.tail.start + BLOCK_SLOTS, handle.tail.end)
+    with lock:
+        first, tail = handle.folded, handle.tail.frozen()
+    end = min(tail.start + BLOCK_SLOTS, tail.end)
     # Nothing is left to write where an earlier fold failed between the mark and the mapping.
     if first < end:
-        _write_block(handle, first=first, end=end)
-        with ledger.transaction() as database:
-            move_mark(database, cache=handle.index, folded=end)
-        handle.folded = end
-    if end == handle.tail.start + BLOCK_SLOTS:
-        handle.read_from_disk(before=end)
+        _write_block(handle, tail=tail, first=first, end=end)
+        with lock:
+            with ledger.transaction() as database:
+                move_mark(database, cache=handle.index, folded=end)
+            handle.folded = end
+    if end == tail.start + BLOCK_SLOTS:
+        whole = handle.map_before(end)
+        with lock:
+            handle.read_from_disk(whole, before=end)
+    _forget_folded(handle, ledger=ledger, lock=lock)
 
 
-def _write_block(handle: CacheHandle, *, first: int, end: int) -> None:
+def _forget_folded(handle: CacheHandle, *, ledger: Ledger, lock: RLock) -> None:
+    """Drop journal entries that are in Zarr, some at a time."""
+    while True:
+        with lock:
+            first = folded_entry(ledger.database, cache=handle.index, folded=handle.folded)
+            if first is None:
+                return
+            with ledger.transaction() as database:
+                end = min(first + FORGOTTEN_AT_ONCE, handle.folded)
+                forget_entries(database, cache=handle.index, end=end)
+
+
+def _write_block(handle: CacheHandle, *, tail: Tail, first: int, end: int) -> None:
     for spec in handle.arrays:
         folder = handle.folder / spec.name
-        block = handle.tail.values(spec.name, first=handle.tail.start, end=end)
-        write_chunks(folder, spec=spec, block=block, start=handle.tail.start, first=first)
-        add_segment(folder, first=first, values=block[first - handle.tail.start :])
+        block = tail.values(spec.name, first=tail.start, end=end)
+        write_chunks(folder, spec=spec, block=block, start=tail.start, first=first)
+        add_segment(folder, first=first, values=block[first - tail.start :])
         sync_folder(folder)
 
 

@@ -66,12 +66,13 @@ class CacheHandle:
         self.kind = kind_of(self.outputs)
         self.folded = folded
         """Slots that are in Zarr."""
-        self.tail = Tail(specs, start=folded - folded % BLOCK_SLOTS)
+        start = folded - folded % BLOCK_SLOTS
         self.aliases: dict[int, int] = {}
         """Slot -> number of the place that first answered its key."""
         self._lock = lock
         self._slots = SlotIndex(num_rows=dataset.rows)
-        self._whole = self._map_before(self.tail.start)
+        # One tuple, replaced as a whole: who reads takes both as they belong together, and waits for nobody.
+        self._parts = (self.map_before(start), Tail(specs, start=start))
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -79,14 +80,18 @@ class CacheHandle:
         return (*self.specs, *INDEX_ARRAYS)
 
     @property
+    def tail(self) -> Tail:
+        """Slots that are not in whole blocks on disk."""
+        return self._parts[1]
+
+    @property
     def num_slots(self) -> int:
         """Committed slots."""
         return self.tail.end
 
     def slot_of(self, row: int, view: int = 0) -> int | None:
-        """The slot of a row under a view, None where it is not answered."""
-        with self._lock:
-            return self._slots.slot_of(row, view)
+        """The slot of a row under a view, None where it is not answered; waits for nobody."""
+        return self._slots.slot_of(row, view)
 
     def place_of(self, row: int, view: int = 0) -> Place | None:
         """The place of a row under a view, None where it is not answered."""
@@ -102,11 +107,9 @@ class CacheHandle:
 
     # What follows is for the writer, under its lock.
 
-    def read_from_disk(self, *, before: int) -> None:
-        """Whole blocks before this slot are folded: map them, and keep them in memory no longer."""
-        # Mapped first: should that fail, memory still answers for them.
-        self._whole = self._map_before(before)
-        self.tail.forget_before(before)
+    def read_from_disk(self, whole: dict[str, SlotArray], *, before: int) -> None:
+        """Answer for whole blocks before this slot from ``whole`` (see `map_before`), from memory no longer."""
+        self._parts = (whole, self.tail.after(before))
 
     def open_folded(self, spec: ArraySpec) -> SlotArray:
         """All folded slots of one array, the block that is not whole included."""
@@ -115,7 +118,7 @@ class CacheHandle:
     def load_index(self) -> None:
         """Learn all slots, once, when the tail is loaded."""
         if self.tail.start:
-            rows, views = (self._whole[name].head(self.tail.start) for name in ("rows", "views"))
+            rows, views = (self._parts[0][name].head(self.tail.start) for name in ("rows", "views"))
             self._slots.extend(rows.astype(np.int64), views.astype(np.int64), first_slot=0)
         rows, views = (self.tail.values(name, first=self.tail.start, end=self.tail.end) for name in ("rows", "views"))
         self._slots.extend(rows.astype(np.int64), views.astype(np.int64), first_slot=self.tail.start)
@@ -130,22 +133,23 @@ class CacheHandle:
     def all_keys(self) -> NDArray[np.uint8]:
         """Keys of all slots, uint8 [S, 32]."""
         tail = self.tail.values("keys", first=self.tail.start, end=self.tail.end)
-        return np.concatenate([self._whole["keys"].head(self.tail.start), tail]) if self.tail.start else tail
+        return np.concatenate([self._parts[0]["keys"].head(self.tail.start), tail]) if self.tail.start else tail
 
     def take(self, name: str, slots: NDArray[np.int64]) -> AnyArray:
-        """Slots [B] of one array, folded or not, a copy in the stored dtype."""
-        if not self.tail.start:
-            return self.tail.take(name, slots)
+        """Slots [B] of one array, folded or not, a copy in the stored dtype; waits for nobody."""
+        whole, tail = self._parts
+        if not tail.start:
+            return tail.take(name, slots)
         spec = next(spec for spec in self.arrays if spec.name == name)
         values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype)
-        late = slots >= self.tail.start
+        late = slots >= tail.start
         if not late.any():
-            self._whole[name].take(slots, out=values)
+            whole[name].take(slots, out=values)
             return values
         early = np.empty((int(np.count_nonzero(~late)), *spec.shape), dtype=spec.numpy_dtype)
-        self._whole[name].take(slots[~late], out=early)
+        whole[name].take(slots[~late], out=early)
         values[~late] = early
-        values[late] = self.tail.take(name, slots[late])
+        values[late] = tail.take(name, slots[late])
         return values
 
     def answers(self, slot: int, specs: tuple[ArraySpec, ...]) -> bytes:
@@ -161,8 +165,8 @@ class CacheHandle:
         """Number of the place that first answered the key of a slot."""
         return self.aliases.get(slot, Place(self.index, slot).number)
 
-    def _map_before(self, end: int) -> dict[str, SlotArray]:
-        """All arrays up to a slot that begins a block."""
+    def map_before(self, end: int) -> dict[str, SlotArray]:
+        """All arrays up to a slot that begins a block; the one method here that needs no lock."""
         if not end:
             return {}
         return {spec.name: open_own_array(self.folder / spec.name, spec=spec, slots=end) for spec in self.arrays}

@@ -8,12 +8,11 @@ from threading import RLock
 import numpy as np
 
 from cache.atomic_file import make_folders
-from cache.fold import fold_block, recover_block
+from cache.fold import recover_block
 from cache.handle import CacheHandle, Kind, Place
-from cache.journal import read_entries
+from cache.journal import folded_entry, forget_entries, read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
-    BLOCK_SLOTS,
     DATA,
     DEFAULT_OUTPUTS,
     INDEX_ARRAYS,
@@ -26,6 +25,7 @@ from cache.layout import (
 )
 from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS, sqlite_errors
+from cache.moves import finish_moves
 from cache.publish import publish, publish_ledger
 from cache.records import CacheRecord, check_same_dataset, insert_record, read_records
 from cache.zarr_documents import array_document, read_attributes, read_document
@@ -57,6 +57,8 @@ class Teachers:
         self._path = path
         self._ledger = ledger
         self._lock = lock
+        # What a repair or a removal had decided before it was interrupted.
+        finish_moves(path, database=ledger.database)
         self._records = {record.id: record for record in read_records(ledger.database)}
         self._handles: dict[int, CacheHandle] = {}
         self._keys: dict[str, dict[Kind, KeyIndex]] = {}
@@ -67,6 +69,9 @@ class Teachers:
         for partial in (self._path / DATA).rglob("*" + PARTIAL):
             partial.unlink()
         for record in self._records.values():
+            if folded_entry(database, cache=record.id, folded=record.folded) is not None:
+                with self._ledger.transaction():
+                    forget_entries(database, cache=record.id, end=record.folded)
             pending = database.execute(
                 "SELECT count(*) FROM journal WHERE place >= ? AND place < ?",
                 (record.id << SLOT_BITS, (record.id + 1) << SLOT_BITS),
@@ -97,6 +102,10 @@ class Teachers:
     def handle(self, cache: int) -> CacheHandle:
         """The handle of a place."""
         return self._handles[cache]
+
+    def record(self, handle: CacheHandle) -> CacheRecord:
+        """How the ledger lists a cache."""
+        return self._records[handle.index]
 
     def loaded(self) -> list[CacheHandle]:
         """Handles of all teachers used so far."""
@@ -155,18 +164,6 @@ class Teachers:
             values[chosen] = part
         return values
 
-    def fold(self, handle: CacheHandle) -> None:
-        """Fold everything that a cache has."""
-        while handle.folded < handle.num_slots:
-            fold_block(handle, ledger=self._ledger)
-        self.publish(handle)
-
-    def fold_whole_blocks(self, handle: CacheHandle) -> None:
-        """Fold the blocks that are full."""
-        while handle.num_slots - handle.tail.start >= BLOCK_SLOTS:
-            fold_block(handle, ledger=self._ledger)
-            self.publish(handle)
-
     def publish(self, handle: CacheHandle) -> None:
         """Bring the Zarr documents up to the ledger."""
         publish(self._path, record=self._records[handle.index], folded=handle.folded, ledger=self._ledger)
@@ -219,7 +216,7 @@ class Teachers:
         handle = self._make_handle(record)
         database: sqlite3.Connection = self._ledger.database
         recover_block(handle)
-        entries = read_entries(database, cache=record.id)
+        entries = read_entries(database, cache=record.id, first=record.folded)
         if [entry.slot for entry in entries] != list(range(record.folded, record.folded + len(entries))):
             raise CorruptCacheError(
                 f"the journal of {record.dataset.name} does not continue at slot {record.folded}: "

@@ -3,32 +3,53 @@
 They follow the commit, so a Zarr reader never sees a slot that is not there.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_file import make_folders
-from cache.layout import DATA, FORMAT, INDEX_ARRAYS, UPLOADS
+from cache.atomic_file import make_folders, write_json
+from cache.layout import DATA, DOCUMENT, FORMAT, INDEX_ARRAYS, UPLOADS
 from cache.ledger import Ledger
 from cache.records import CacheRecord, outputs_json
-from cache.zarr_documents import write_array, write_group
+from cache.zarr_documents import array_document, group_document
+
+Documents = list[tuple[Path, dict[str, Any]]]
+"""Folders of Zarr nodes, each with what its document is to say."""
 
 
 def publish(path: Path, *, record: CacheRecord, folded: int, ledger: Ledger) -> None:
     """Write every document of a cache; those that say the same already are left alone."""
+    write_documents(cache_documents(path, record=record, folded=folded, ledger=ledger))
+
+
+def cache_documents(path: Path, *, record: CacheRecord, folded: int, ledger: Ledger) -> Documents:
+    """Every document of a cache, arrays first; nothing is written yet."""
     folder = record.folder(path)
-    make_folders(folder)
-    for spec in (*record.specs, *INDEX_ARRAYS):
-        make_folders(folder / spec.name)
-        write_array(folder / spec.name, spec=spec, slots=folded)
-    write_group(folder, attributes=dataset_attributes(record, folded=folded, ledger=ledger))
-    write_group(folder.parent, attributes={})
-    write_group(folder.parent.parent, attributes={"format": FORMAT, **record.teacher.attributes()})
-    publish_ledger(path, ledger=ledger)
+    arrays = [(folder / spec.name, array_document(spec, slots=folded)) for spec in (*record.specs, *INDEX_ARRAYS)]
+    return [
+        *arrays,
+        (folder, group_document(dataset_attributes(record, folded=folded, ledger=ledger))),
+        (folder.parent, group_document({})),
+        (folder.parent.parent, group_document({"format": FORMAT, **record.teacher.attributes()})),
+        *ledger_documents(path, ledger=ledger),
+    ]
+
+
+def ledger_documents(path: Path, *, ledger: Ledger) -> Documents:
+    """The root group with the ledger's sums, for readers without the ledger."""
+    return [(path / DATA, group_document({"format": FORMAT, "ledger": ledger.describe()}))]
 
 
 def publish_ledger(path: Path, *, ledger: Ledger) -> None:
-    """Copy the ledger's sums into the root group, for readers without the ledger."""
-    write_group(path / DATA, attributes={"format": FORMAT, "ledger": ledger.describe()})
+    """Write the ledger's sums into the root group."""
+    write_documents(ledger_documents(path, ledger=ledger))
+
+
+def write_documents(documents: Iterable[tuple[Path, dict[str, Any]]]) -> None:
+    """Write documents in this order, each whole or not at all."""
+    for folder, document in documents:
+        make_folders(folder)
+        write_json(folder / DOCUMENT, document)
 
 
 def dataset_attributes(record: CacheRecord, *, folded: int, ledger: Ledger) -> dict[str, Any]:

@@ -15,14 +15,16 @@ Ints = NDArray[np.int64]
 
 
 class SlotIndex:
-    """4 bytes per row for view 0, 12 bytes per slot of other views; the first slot of a (row, view) stays."""
+    """4 bytes per row for view 0, 12 bytes per slot of other views; the first slot of a (row, view) stays.
+
+    One thread may add while others look up single rows without a lock: arrays are replaced together, then used.
+    """
 
     def __init__(self, *, num_rows: int) -> None:
         self.num_rows = num_rows
         """Rows that may be asked for; uploads grow it."""
         self._table: NDArray[np.int32] = np.full(num_rows, -1, dtype=np.int32)
-        self._codes: Ints = np.empty(0, dtype=np.int64)
-        self._slots: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._sorted = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
         self._recent: dict[int, int] = {}
 
     def extend(self, rows: Ints, views: Ints, *, first_slot: int) -> None:
@@ -48,19 +50,22 @@ class SlotIndex:
         if len(self._recent) >= MERGE_AT:
             codes = np.fromiter(self._recent, dtype=np.int64, count=len(self._recent))
             slots = np.fromiter(self._recent.values(), dtype=np.int32, count=len(self._recent))
-            self._recent = {}
+            # In this order: who looks meanwhile finds them in one of the two.
             self._merge(codes, slots)
+            self._recent = {}
 
     def slot_of(self, row: int, view: int) -> int | None:
         """The slot of one row, None where it has none."""
         if view == 0:
-            slot = int(self._table[row]) if 0 <= row < len(self._table) else -1
+            table = self._table
+            slot = int(table[row]) if 0 <= row < len(table) else -1
             return slot if slot >= 0 else None
         code = (view << VIEW_SHIFT) + row
         if (found := self._recent.get(code)) is not None:
             return found
-        at = int(np.searchsorted(self._codes, code))
-        return int(self._slots[at]) if at < len(self._codes) and self._codes[at] == code else None
+        codes, slots = self._sorted
+        at = int(np.searchsorted(codes, code))
+        return int(slots[at]) if at < len(codes) and codes[at] == code else None
 
     def slots_of(self, rows: Ints, *, view: int | Ints) -> Ints:
         """Slots [B] of rows [B], -1 where there is none; rows must be within [0, num_rows)."""
@@ -77,38 +82,42 @@ class SlotIndex:
         """Rows that have a slot under a view, ascending."""
         if view == 0:
             return np.flatnonzero(self._table >= 0)
-        first, end = np.searchsorted(self._codes, [view << VIEW_SHIFT, (view + 1) << VIEW_SHIFT])
+        sorted_codes, _ = self._sorted
+        first, end = np.searchsorted(sorted_codes, [view << VIEW_SHIFT, (view + 1) << VIEW_SHIFT])
         recent = [code for code in self._recent if code >> VIEW_SHIFT == view]
-        codes = np.concatenate([self._codes[first:end], np.array(recent, dtype=np.int64)])
+        codes = np.concatenate([sorted_codes[first:end], np.array(recent, dtype=np.int64)])
         return np.unique(codes & ((1 << VIEW_SHIFT) - 1))
 
     def counts(self) -> dict[int, int]:
         """Rows present per view."""
-        codes = np.concatenate([self._codes, np.fromiter(self._recent, dtype=np.int64, count=len(self._recent))])
+        codes = np.concatenate([self._sorted[0], np.fromiter(self._recent, dtype=np.int64, count=len(self._recent))])
         views, counts = np.unique(codes >> VIEW_SHIFT, return_counts=True)
         clean = int(np.count_nonzero(self._table >= 0))
         others = dict(zip(views.tolist(), counts.tolist(), strict=True))
         return ({0: clean} if clean else {}) | others
 
     def _search(self, codes: Ints) -> Ints:
-        if not len(self._codes):
-            slots = np.full(len(codes), -1, dtype=np.int64)
-        else:
-            at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-            slots = np.where(self._codes[at] == codes, self._slots[at], -1).astype(np.int64)
+        slots = self._search_sorted(codes)
         if self._recent:
             for at_missing in np.flatnonzero(slots < 0):
                 slots[at_missing] = self._recent.get(int(codes[at_missing]), -1)
         return slots
 
+    def _search_sorted(self, codes: Ints) -> Ints:
+        known, slots = self._sorted
+        if not len(known):
+            return np.full(len(codes), -1, dtype=np.int64)
+        at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+        return np.where(known[at] == codes, slots[at], -1).astype(np.int64)
+
     def _merge(self, codes: Ints, slots: NDArray[np.int32]) -> None:
         # np.unique gives the first of equals: the answer that was committed first.
         codes, first = np.unique(codes, return_index=True)
-        new = self._search(codes) < 0
+        new = self._search_sorted(codes) < 0
         codes, slots = codes[new], slots[first][new]
-        at = np.searchsorted(self._codes, codes)
-        self._codes = np.insert(self._codes, at, codes)
-        self._slots = np.insert(self._slots, at, slots)
+        known, kept = self._sorted
+        at = np.searchsorted(known, codes)
+        self._sorted = (np.insert(known, at, codes), np.insert(kept, at, slots))
 
     def _reserve(self, num_rows: int) -> None:
         self.num_rows = max(self.num_rows, num_rows)

@@ -93,7 +93,7 @@ def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:
         if found is None:
             raise CorruptCacheError(f"the ledger of {path} does not list {entry.dataset.name}: restore it from a copy")
         number, folded = found
-        entries = read_entries(database, cache=number)
+        entries = read_entries(database, cache=number, first=folded)
     tail = Tail(entry.specs, start=folded)
     tail.append(entries)
     return folded, tail

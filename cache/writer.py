@@ -4,7 +4,8 @@ Shape key: B answers of one batch.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import RLock
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.batch import AnswerBatch, check_rows, pack_answers
+from cache.folding import Folding
 from cache.handle import CacheHandle, Place, place_from
 from cache.housekeeping import Housekeeping
 from cache.info import describe_cache
@@ -24,12 +26,12 @@ from cache.ledger import Ledger
 from cache.ledger_schema import sqlite_errors
 from cache.lock import WriterLock
 from cache.opening import Teachers, prepare_folder
-from cache.publish import publish_ledger
+from cache.payments import Payments
 from cache.reservation import Reservation
-from cache.reservations import Reservations, check_paid
+from cache.reservations import check_paid
 from cache.stage import Stage
 from shared.descriptions import DatasetDescription, TeacherDescription
-from shared.errors import DiskFullError, TeachonceError
+from shared.errors import DiskFullError
 
 __all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
 
@@ -39,17 +41,16 @@ IDLE_S = 30.0
 """Seconds without a commit after which the tail is folded."""
 
 
-class CacheWriter:
+class CacheWriter(Payments):
     """All methods may be called from any thread; only one process at a time may write a cache."""
 
     def __init__(self, path: Path, *, lock: WriterLock) -> None:
         """Use `open`."""
         self.path = path
         self._file_lock = lock
-        self._lock = RLock()
-        self._ledger = Ledger(path)
-        self._reservations = Reservations(self._ledger)
+        super().__init__(Ledger(path), lock=RLock())
         self._closed = False
+        self._hits: deque[tuple[str, CacheHandle, Sequence[Place], int]] = deque()
         self._last_commit = monotonic()
         try:
             self._teachers = Teachers(path, ledger=self._ledger, lock=self._lock)
@@ -57,6 +58,7 @@ class CacheWriter:
         except BaseException:
             self._ledger.database.close()
             raise
+        self._folding = Folding(path, teachers=self._teachers, ledger=self._ledger, lock=self._lock)
         self._housekeeping = Housekeeping(self._tidy)
 
     @classmethod
@@ -91,15 +93,21 @@ class CacheWriter:
             if self._closed:
                 return
             self._closed = True
-            with ExitStack() as last:
-                last.callback(self._file_lock.release)
-                last.callback(self._ledger.close)
-                try:
-                    self.fold()
-                    publish_ledger(self.path, ledger=self._ledger)
-                except DiskFullError as error:
-                    # Everything is in the journal; the next writer folds it.
-                    log.warning("not folded: %s", error)
+            self._count_hits()
+        with ExitStack() as last:
+            last.callback(self._file_lock.release)
+            last.callback(self._close_ledger)
+            try:
+                self.fold()
+                self._folding.publish_ledger()
+            except DiskFullError as error:
+                # Everything is in the journal; the next writer folds it.
+                log.warning("not folded: %s", error)
+
+    def _close_ledger(self) -> None:
+        with self._lock:
+            self._count_hits()
+            self._ledger.close()
 
     def open_cache(
         self, teacher: TeacherDescription, dataset: DatasetDescription, outputs: Mapping[str, str] | None = None
@@ -108,7 +116,7 @@ class CacheWriter:
 
         Raises `IdentityError` where the name belongs to another data set, `InputError` for other outputs than it has.
         """
-        with self._lock:
+        with self._folding.turn, self._lock:
             return self._teachers.open_cache(teacher, dataset, outputs=outputs)
 
     # Reading
@@ -123,33 +131,8 @@ class CacheWriter:
             return None if number is None else place_from(number)
 
     def read(self, places: Sequence[Place], names: Sequence[str]) -> dict[str, AnyArray]:
-        """Outputs of committed answers, arrays [B, ...] in the stored dtype, folded or not."""
-        with self._lock:
-            return {name: self._teachers.take(places, name) for name in names}
-
-    # Paying
-
-    def reserve(self, *, run: str, cache: CacheHandle, calls: int) -> Reservation:
-        """Durably count ``calls`` attempts, all or none; raises `BudgetExhaustedError`, `UnknownNameError`."""
-        (outcome,) = self.reserve_all([(run, cache, calls)])
-        if isinstance(outcome, TeachonceError):
-            raise outcome
-        return outcome
-
-    def reserve_all(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | TeachonceError]:
-        """`reserve` for several (run, cache, calls) in one transaction; errors stand in the place of their request."""
-        with self._lock:
-            return self._reservations.reserve(requests)
-
-    def release(self, reservation: Reservation, *, calls: int) -> None:
-        """Give back calls whose forward never started."""
-        with self._lock:
-            self._reservations.release(reservation, calls=calls)
-
-    def fail(self, reservation: Reservation, *, calls: int) -> None:
-        """Settle calls whose forward started and brought no answer: they stay attempts."""
-        with self._lock:
-            self._reservations.settle(reservation, calls=calls)
+        """Outputs of committed answers, arrays [B, ...] in the stored dtype, folded or not; waits for nobody."""
+        return {name: self._teachers.take(places, name) for name in names}
 
     # Keeping
 
@@ -197,8 +180,8 @@ class CacheWriter:
             for batch in batches:
                 if batch.reservation is not None:
                     self._reservations.settle(batch.reservation, calls=len(batch.keys))
-            self._fold_whole_blocks(grown)
-            return places
+        self._fold_soon(grown)
+        return places
 
     def adopt(
         self,
@@ -223,12 +206,14 @@ class CacheWriter:
             self._ledger.check_run(run)
             stage = Stage(self._teachers)
             places = [stage.add_alias(cache, run=run, item=item) for item in items]
-            self._fold_whole_blocks(self._write(stage))
-            return places
+            grown = self._write(stage)
+        self._fold_soon(grown)
+        return places
 
     def _write(self, stage: Stage) -> list[CacheHandle]:
         """Make a stage durable, then real; returns the caches that grew."""
         self._last_commit = monotonic()
+        self._count_hits()
         with self._ledger.transaction() as database:
             stage.write(database, ledger=self._ledger)
         self._ledger.apply_calls(stage.calls)
@@ -238,68 +223,64 @@ class CacheWriter:
         """Count answers a run got without a call of its own, ``joined`` of them while they were being computed.
 
         Charges what the run had not consumed yet. Durable with the next transaction, at the latest a second later.
+        Waits for nobody: while another thread commits, they are counted when it has.
         """
-        with self._lock:
-            self._ledger.check_run(run)
+        self._ledger.check_run(run)
+        self._hits.append((run, cache, places, joined))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._count_hits()
+            finally:
+                self._lock.release()
+
+    def _count_hits(self) -> None:
+        """Under the lock: what `note_hits` was told since."""
+        while self._hits:
+            run, cache, places, joined = self._hits.popleft()
             self._ledger.note_hits(run, cache=cache.index, hits=len(places) - joined, joined=joined)
             self._ledger.charges.note(run, self._teachers.canonical(places))
 
     # Folding
 
     def fold(self, cache: CacheHandle | None = None) -> None:
-        """Move all committed answers into Zarr, of one cache or of all; raises `DiskFullError`, nothing is lost."""
-        with self._lock:
-            for handle in self._teachers.load_all() if cache is None else [cache]:
-                self._teachers.fold(handle)
+        """Move all committed answers into Zarr, of one cache or of all; raises `DiskFullError`, nothing is lost.
 
-    def _fold_whole_blocks(self, handles: Iterable[CacheHandle]) -> None:
-        try:
-            for handle in handles:
-                self._teachers.fold_whole_blocks(handle)
-        except (TeachonceError, OSError) as error:
-            # The answers are durable in the journal: the caller's commit stands, and the next one tries again.
-            log.warning("not folded: %s", error)
+        Others commit and read meanwhile.
+        """
+        self._folding.fold(cache)
+
+    def _fold_soon(self, grown: Sequence[CacheHandle]) -> None:
+        """Have full blocks folded by the housekeeping's thread, or here where it cannot keep up."""
+        if self._folding.note(grown):
+            self._housekeeping.wake()
+        if self._folding.is_behind(grown):
+            self._folding.fold_due()
 
     def _tidy(self) -> None:
-        """Every second: write hits; after a quiet time: fold the tail."""
+        """Every second, or woken: write hits, fold full blocks; after a quiet time: fold the tail."""
         with self._lock:
             if self._closed:
                 return
+            self._count_hits()
             self._ledger.flush()
-            if monotonic() - self._last_commit > IDLE_S:
+            quiet = monotonic() - self._last_commit > IDLE_S
+            if quiet:
                 self._last_commit = monotonic()
-                if any(handle.folded < handle.num_slots for handle in self._teachers.loaded()):
-                    self.fold()
+        self._folding.fold_due()
+        if quiet:
+            self._folding.fold_rest()
 
-    # Runs and budgets
-
-    def ensure_run(self, name: str, budget: int | None = None) -> None:
-        """Create a run; one that exists keeps its counts, and its budget unless another is given."""
-        with self._lock:
-            self._ledger.ensure_run(name, budget=budget)
-
-    def set_budget(self, run: str, budget: int | None) -> None:
-        """Bound the attempts of a run for ever; raises `BudgetConflictError` below what it made already."""
-        with self._lock:
-            self._ledger.set_budget(run, budget)
-
-    def remaining(self, run: str, budget: int | None = None) -> int | None:
-        """Attempts that a run may still make, were ``budget`` its own; None: as it is. `Ledger.remaining` says more."""
-        with self._lock:
-            return self._ledger.remaining(run, budget=budget)
-
-    def set_total_budget(self, budget: int | None) -> None:
-        """Bound the attempts of all runs together; raises `BudgetConflictError` below what was made already."""
-        with self._lock:
-            self._ledger.set_total_budget(budget)
+    # Counts
 
     def ledger_counts(self) -> dict[str, Any]:
         """What ``GET /v1/ledger`` answers."""
         with self._lock:
+            self._count_hits()
             return {**self._ledger.describe(), "reserved": self._reservations.open_calls}
 
     def info(self) -> dict[str, Any]:
         """What ``logit-cache info --json`` prints."""
         with self._lock:
+            self._count_hits()
             self._ledger.flush()
         return describe_cache(self.path)

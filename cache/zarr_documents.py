@@ -4,18 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic_file import read_json, write_json
+from cache.atomic_file import read_json
 from cache.layout import DOCUMENT, ArraySpec
 
 
-def write_group(folder: Path, *, attributes: Mapping[str, Any]) -> None:
-    """Make ``folder`` a Zarr group with these attributes."""
-    write_json(folder / DOCUMENT, {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
-
-
-def write_array(folder: Path, *, spec: ArraySpec, slots: int) -> None:
-    """Make ``folder`` a Zarr array of ``slots`` slots; its chunks must be there already."""
-    write_json(folder / DOCUMENT, array_document(spec, slots=slots))
+def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with these attributes."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
 def array_document(spec: ArraySpec, *, slots: int) -> dict[str, Any]:

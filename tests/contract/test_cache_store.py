@@ -405,10 +405,13 @@ class TestKeeping:
         self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rows = list(range(16_400))
+        writer._housekeeping.stop()
         keep(writer, train, rows[:8200])
+        writer._tidy()
         with monkeypatch.context() as patch:
             patch.setattr("cache.handle.open_own_array", too_many_files)
             keep(writer, train, rows[8200:])
+            writer._tidy()
             assert (train.folded, train.tail.start) == (16_384, 8192)
         for _ in range(2):
             places = [Place(train.index, row) for row in rows]
@@ -425,11 +428,94 @@ class TestKeeping:
 
         monkeypatch.setattr("os.write", failing)
         rows = list(range(8200))
+        writer._housekeeping.stop()
         assert len(keep(writer, train, rows)) == 8200
+        writer._tidy()
+        assert train.folded == 0
         assert not list(writer.path.rglob("*.partial"))
         monkeypatch.undo()
         writer.fold()
         assert train.folded == 8200
+
+    def test_a_fold_that_waits_for_the_disk_keeps_nobody_waiting(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every sync of a chunk file stands still until all the rest was done."""
+        rows = list(range(8200))
+        waiting, go_on = threading.Event(), threading.Event()
+        sync = os.fsync
+
+        def slow(descriptor: int) -> None:
+            if "/c." in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                waiting.set()
+                assert go_on.wait(60)
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        keep(writer, train, rows)
+        assert waiting.wait(60), "nobody folds a full block"
+        assert train.place_of(8191) == writer.find(TEACHER.id, key_of(8191)) == Place(train.index, 8191)
+        late = keep(writer, train, [9000, 9001])
+        writer.note_hits(run="default", cache=train, places=late)
+        read = writer.read([Place(train.index, 5), *late], ["logits"])["logits"]
+        np.testing.assert_array_equal(read, stored([5, 9000, 9001])["logits"])
+        assert train.folded == 0
+        go_on.set()
+        writer.fold()
+        assert train.folded == 8202
+        places = [Place(train.index, slot) for slot in range(8202)]
+        read = writer.read(places, ["features"])["features"]
+        np.testing.assert_array_equal(read, stored([*rows, 9000, 9001])["features"])
+
+    def test_a_cached_row_is_answered_and_counted_while_a_commit_waits_for_the_disk(
+        self, writer: CacheWriter, train: CacheHandle
+    ) -> None:
+        keep(writer, train, [1])
+        writer.ensure_run("late")
+        found: list[np.ndarray] = []
+
+        def answer() -> None:
+            place = train.place_of(1)
+            assert place is not None
+            assert train.place_of(2) is None
+            found.append(writer.read([place], ["logits"])["logits"])
+            writer.note_hits(run="late", cache=train, places=[place])
+
+        with writer._lock:
+            thread = threading.Thread(target=answer)
+            thread.start()
+            thread.join(10)
+            np.testing.assert_array_equal(found, [stored([1])["logits"]])
+        assert run_of(writer, "late")["charged"] == 1
+        assert writer.ledger_counts()["hits"] == 1
+
+    def test_commits_wait_where_folding_cannot_keep_up(self, writer: CacheWriter, train: CacheHandle) -> None:
+        writer._housekeeping.stop()
+        rows = list(range(20_000))
+        writer.adopt(train, **adopted(rows))
+        assert train.folded == 0
+        test = writer.open_cache(TEACHER, replace(TRAIN, name="big/train", rows=30_000))
+        writer.adopt(test, **adopted(list(range(3 * 8192))))
+        assert (test.folded, train.folded) == (3 * 8192, 2 * 8192)
+
+    def test_entries_that_were_folded_but_not_dropped_are_dropped_when_opened(
+        self, writer: CacheWriter, train: CacheHandle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """As a kill between the mark and the journal's tidying leaves them."""
+        keep(writer, train, list(range(600)))
+        monkeypatch.setattr("cache.fold.forget_entries", lambda *_, **__: pytest.fail("killed here"))
+        with pytest.raises(pytest.fail.Exception):
+            writer.fold()
+        monkeypatch.undo()
+        copy = copy_of(writer.path, tmp_path / "copy")
+        with CacheReader.open(copy, journal=True) as reader:
+            assert reader.present().sum() == 600
+        with CacheWriter.open(copy) as second:
+            again = second.open_cache(TEACHER, TRAIN)
+            assert (again.folded, again.num_slots) == (600, 600)
+            assert second._ledger.database.execute("SELECT count(*) FROM journal").fetchone() == (0,)
+            read = second.read([Place(again.index, 599)], ["logits"])["logits"]
+            np.testing.assert_array_equal(read, stored([599])["logits"])
 
     def test_a_disk_that_is_full_at_the_end_is_told_and_lets_the_next_process_write(
         self, writer: CacheWriter, train: CacheHandle
@@ -446,6 +532,12 @@ class TestKeeping:
             writer.close()
         with CacheWriter.open(writer.path) as again:
             assert again.find(TEACHER.id, key_of(1)) == places[0]
+
+
+def adopted(rows: list[int]) -> dict[str, Any]:
+    """Arguments of `CacheWriter.adopt`."""
+    none = [0] * len(rows)
+    return {"keys": keys_of(rows), "rows": rows, "views": none, "labels": none, "outputs": answers_of(rows)}
 
 
 def too_many_files(*_: object, **__: object) -> None:
