@@ -23,8 +23,13 @@ def find_damage(path: Path) -> Iterator[str]:
     entries = read_catalog(path)
     yield from _damage_of_ledger(path, entries=entries)
     for entry in entries:
-        for spec in (*entry.specs, *INDEX_ARRAYS):
-            yield from _damage_of_array(entry, spec=spec)
+        yield from find_array_damage(entry)
+
+
+def find_array_damage(entry: CatalogEntry) -> Iterator[str]:
+    """One line per finding in the arrays of one cache."""
+    for spec in (*entry.specs, *INDEX_ARRAYS):
+        yield from _damage_of_array(entry, spec=spec)
 
 
 def _damage_of_ledger(path: Path, *, entries: Sequence[CatalogEntry]) -> Iterator[str]:
