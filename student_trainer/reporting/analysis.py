@@ -57,7 +57,7 @@ def analyse(results: SweepResults, *, targets: Sequence[float] = (), compare: st
     wrong = [target for target in targets if not 0 < target <= 100]
     if wrong:
         raise InputError(f"no accuracy: {', '.join(map(str, wrong))}; give targets in %, above 0 and up to 100")
-    panels = arrange(results.tested, compare=compare)
+    panels = arrange(results.tested, compare=compare, order=results.sweep.names)
     chosen = tuple(sorted({target / 100 for target in targets})) or sensible_targets(panels)
     return Analysis(results=results, panels=tuple(_analyse(panel, targets=chosen) for panel in panels), targets=chosen)
 

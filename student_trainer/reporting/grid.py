@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -70,6 +70,8 @@ class Panel:
 
     title: str
     """What tells this panel from the others; empty where there is one only."""
+    axis: Axis
+    """What the methods are."""
     methods: tuple[str, ...]
     """Losses first, then controls, then references, each in the order of the recipe."""
     budgets: tuple[int, ...]
@@ -97,8 +99,11 @@ class Panel:
         return np.array([[cell.accuracies.get(seed, np.nan) for cell in curve] for seed in seeds])
 
 
-def arrange(trials: Iterable[Trial], *, compare: str | None = None) -> tuple[Panel, ...]:
-    """Panels in the order of the results; ``compare`` is one of AXES, None chooses by what varies."""
+def arrange(trials: Iterable[Trial], *, compare: str | None = None, order: Sequence[str] = ()) -> tuple[Panel, ...]:
+    """Panels in the order of the results; ``compare`` is one of AXES, None chooses by what varies.
+
+    ``order`` names the methods in the order of the recipe; a method that it lacks comes last.
+    """
     tested = list(trials)
     if compare is not None and compare not in AXES:
         raise InputError(f"cannot compare {compare!r}; choose one of {', '.join(AXES)}")
@@ -111,7 +116,7 @@ def arrange(trials: Iterable[Trial], *, compare: str | None = None) -> tuple[Pan
         raise InputError("nothing to compare: only references without teacher calls are finished")
     free = [trial for trial in tested if trial.budget == 0]
     return tuple(
-        _panel(members, axis=axis, title=_title(setting, list(groups)), free=free)
+        _panel(members, axis=axis, title=_title(setting, list(groups)), free=free, order=order)
         for setting, members in groups.items()
     )
 
@@ -134,15 +139,19 @@ def _title(setting: tuple[str, ...], settings: list[tuple[str, ...]]) -> str:
     return ", ".join(part for place, part in enumerate(setting) if len({other[place] for other in settings}) > 1)
 
 
-def _panel(members: list[Trial], *, axis: Axis, title: str, free: list[Trial]) -> Panel:
+def _panel(members: list[Trial], *, axis: Axis, title: str, free: list[Trial], order: Sequence[str]) -> Panel:
     cells: dict[tuple[str, int], list[Trial]] = defaultdict(list)
     for trial in members:
         cells[getattr(trial, axis), trial.budget].append(trial)
     built = {key: _cell(key[0], trials) for key, trials in cells.items()}
     groups = {method: cell.group for (method, _), cell in built.items()}
+    places = {method: place for place, method in enumerate(order)}
     return Panel(
         title=title,
-        methods=tuple(sorted(groups, key=lambda method: GROUPS.index(groups[method]))),
+        axis=axis,
+        methods=tuple(
+            sorted(groups, key=lambda method: (GROUPS.index(groups[method]), places.get(method, len(places))))
+        ),
         budgets=tuple(sorted({budget for _, budget in built})),
         cells=built,
         references=_references(members, free=free),

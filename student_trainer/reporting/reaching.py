@@ -133,6 +133,6 @@ def _resampled_means(accuracies_SB: NDArray[np.float64], *, resamples: int, seed
     drawn_RSB = accuracies_SB[drawn_RS]
     present_RB = (~np.isnan(drawn_RSB)).sum(axis=1)
     sums_RB = np.nansum(drawn_RSB, axis=1)
-    means_RB = np.full_like(sums_RB, np.nan)
+    means_RB: NDArray[np.float64] = np.full(sums_RB.shape, np.nan)
     np.divide(sums_RB, present_RB, out=means_RB, where=present_RB > 0)
     return means_RB

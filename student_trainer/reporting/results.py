@@ -77,6 +77,15 @@ class Sweep(Record):
     machine: Machine
     ledger: LedgerCounts
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Losses, views, selections and students in the order of the recipe."""
+        entries = [
+            entry for key in ("losses", "views", "select", "students") for entry in _listed(self.recipe.get(key))
+        ]
+        given = [(entry.get("label") or entry.get("name")) if isinstance(entry, dict) else entry for entry in entries]
+        return tuple(name for name in given if isinstance(name, str))
+
 
 class Trial(Record):
     """One finished training: a line of results.jsonl."""
@@ -199,6 +208,10 @@ def _check_choices(path: Path, trials: tuple[Trial, ...]) -> None:
             raise InputError(
                 f"{path}: cell {trial.cell} has two chosen learning rates, {rates[trial.cell]} and {trial.lr}"
             )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,7 +1,7 @@
 """Paired differences between methods, with intervals and corrected for how many were looked at."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf
 
@@ -49,6 +49,11 @@ class PairResult:
     def shown(self) -> bool:
         """Whether a difference could be shown."""
         return self.p_holm < LEVEL
+
+    def turned(self) -> "PairResult":
+        """The same test seen from the second method."""
+        test = replace(self.test, mean=-self.test.mean, low=-self.test.high, high=-self.test.low)
+        return replace(self, first=self.second, second=self.first, test=test)
 
 
 def paired_test(differences: Sequence[float] | NDArray[np.float64]) -> PairedTest:

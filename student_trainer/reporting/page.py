@@ -1,0 +1,174 @@
+"""The report as one HTML file that needs nothing else."""
+
+from base64 import b64encode
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from student_trainer.reporting.accounts import LedgerCheck, ledger_checks, ledger_problems
+from student_trainer.reporting.analysis import Analysis, PanelAnalysis
+from student_trainer.reporting.figure import svg_bytes
+from student_trainer.reporting.findings import completeness, findings, headline
+from student_trainer.reporting.limits import limits
+from student_trainer.reporting.palette import Theme
+from student_trainer.reporting.protocol import cost_facts, protocol, provenance
+from student_trainer.reporting.reaching import BOOTSTRAP_SEED, RESAMPLES, Reach
+from student_trainer.reporting.results import Trial
+from student_trainer.reporting.statistics import PairResult
+from student_trainer.reporting.tables import COST_HEADINGS, accuracy_rows, cost_rows
+from student_trainer.reporting.texts import (
+    accuracy_text,
+    calls_text,
+    interval_text,
+    p_text,
+    percent_text,
+    points_text,
+    reach_interval_text,
+    reduction_text,
+)
+
+PLURALS = {"loss": "losses", "views": "view policies", "select": "selections", "student": "students"}
+
+Figures = dict[Theme, Figure]
+
+
+def environment() -> Environment:
+    """Where the pages of this project are made: unknown names are errors, texts are escaped."""
+    return Environment(
+        loader=PackageLoader("student_trainer.reporting", "."), autoescape=True, undefined=StrictUndefined
+    )
+
+
+def page(analysis: Analysis, *, accuracy: Figures, differences: Figures | None) -> str:
+    """The page; figures come in both themes, so that the reader's setting picks one."""
+    sweep = analysis.results.sweep
+    teacher = sweep.teacher.test_accuracy
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=sweep.name,
+            question=sweep.question,
+            incomplete=completeness(analysis),
+            headline=headline(analysis),
+            findings=findings(analysis),
+            limits=limits(analysis),
+            protocol=protocol(analysis.results),
+            costs=cost_facts(analysis.results),
+            facts=provenance(analysis.results),
+            teacher_accuracy=None if teacher is None else percent_text(teacher),
+            seeds=analysis.seeds_text,
+            axis_plural=PLURALS[analysis.panels[0].panel.axis],
+            accuracy_image=_image(
+                accuracy,
+                alt="Test accuracy against charged teacher calls, a line per method; numbers: the table below.",
+            ),
+            difference_image=differences
+            and _image(
+                differences,
+                alt="Comparing losses against their controls, with 95 % intervals; averages: the table below.",
+            ),
+            parts=[_part(part, targets=analysis.targets) for part in analysis.panels],
+            resamples=f"{RESAMPLES:,}",
+            bootstrap_seed=BOOTSTRAP_SEED,
+            ledger_problems=ledger_problems(analysis.results),
+            ledger_rows=[_ledger_row(check) for check in ledger_checks(analysis.results)],
+            runs=[_run(trial) for trial in analysis.results.trials],
+        )
+    )
+
+
+def _image(figures: Figures, *, alt: str) -> dict[str, str]:
+    """Data URIs per theme: images of their own, so that the ids inside two SVGs cannot collide."""
+    uris = {
+        theme.name: f"data:image/svg+xml;base64,{b64encode(svg_bytes(figure)).decode()}"
+        for theme, figure in figures.items()
+    }
+    return uris | {"alt": alt}
+
+
+def _part(part: PanelAnalysis, *, targets: tuple[float, ...]) -> dict[str, Any]:
+    panel = part.panel
+    return {
+        "of": f" ({panel.title})" if panel.title else "",
+        "accuracy_head": (panel.axis, *(f"{budget:,}" for budget in panel.budgets)),
+        "accuracy_rows": accuracy_rows(panel),
+        "references": [(cell.method, accuracy_text(cell)) for cell in panel.references],
+        "averaged_rows": [_averaged_row(pair) for pair in part.averaged],
+        "reach_head": (panel.axis, *(f"{100 * target:g} %" for target in targets)),
+        "reach_rows": _reach_rows(part.reach),
+        "reach_best": ("fewest against next best", *(_best(part.reach, target) for target in targets)),
+        "families": [_family(part, budget) for budget in panel.budgets],
+        "cost_head": ("budget", panel.axis, *COST_HEADINGS),
+        "cost_rows": cost_rows(panel),
+    }
+
+
+def _averaged_row(pair: PairResult) -> tuple[str, ...]:
+    test = pair.test
+    verdict = ("better" if test.mean > 0 else "worse") if pair.shown else "not shown"
+    numbers = (points_text(test.mean), interval_text(pair), p_text(test.p), p_text(pair.p_holm), str(test.n))
+    return (pair.first, pair.second, *numbers, verdict)
+
+
+def _reach_rows(reach: tuple[Reach, ...]) -> list[tuple[Any, ...]]:
+    """A row per method; each cell is the calls with their interval below."""
+    methods = {entry.method: entry.asks for entry in reach}
+    return [
+        (
+            method if asks else f"{method} *",
+            *((calls_text(entry), reach_interval_text(entry)) for entry in reach if entry.method == method),
+        )
+        for method, asks in methods.items()
+    ]
+
+
+def _best(reach: tuple[Reach, ...], target: float) -> tuple[str, str]:
+    """Who reaches a target with the fewest calls, and by how much fewer than the next."""
+    found = [entry for entry in reach if entry.target == target and entry.reduction is not None]
+    if not found:
+        return "–", ""
+    best = min(found, key=lambda entry: entry.calls)
+    return reduction_text(best.reduction), best.method
+
+
+def _family(part: PanelAnalysis, budget: int) -> dict[str, Any]:
+    """All pairs at one budget, the better of two first."""
+    pairs = [pair for pair in part.pairs if pair.budget == budget]
+    place = f"{part.panel.title}, " if part.panel.title else ""
+    return {
+        "title": f"{place}{budget:,} calls",
+        "shown": sum(pair.shown for pair in pairs),
+        "count": len(pairs),
+        "rows": [_pair_row(pair if pair.test.mean >= 0 else pair.turned()) for pair in pairs],
+    }
+
+
+def _pair_row(pair: PairResult) -> tuple[str, ...]:
+    test = pair.test
+    p_values = (p_text(test.p), p_text(pair.p_holm), p_text(test.p_rank))
+    return (pair.first, pair.second, points_text(test.mean), interval_text(pair), *p_values, str(test.n))
+
+
+def _ledger_row(check: LedgerCheck) -> tuple[str, ...]:
+    counts = check.counts
+    numbers = ("–",) * 4
+    if counts is not None:
+        budget = "none" if counts.budget is None else f"{counts.budget:,}"
+        numbers = (budget, f"{counts.attempts:,}", f"{counts.teacher_calls:,}", f"{counts.charged:,}")
+    consumed = "–" if check.consumed is None else f"{check.consumed:,}"
+    return (check.name, *numbers, consumed, f"{check.trainings:,}", check.problem or "agrees")
+
+
+def _run(trial: Trial) -> dict[str, str]:
+    """The page lies in OUT/report, the runs in OUT."""
+    return {
+        "href": f"../{quote(trial.run)}/",
+        "name": trial.run,
+        "seed": str(trial.seed),
+        "lr": f"{trial.lr:g}",
+        "val": "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
+        "test": f"{100 * trial.test_accuracy:.2f}" if trial.chosen and trial.test_accuracy is not None else "–",
+    }

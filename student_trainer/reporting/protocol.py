@@ -1,0 +1,87 @@
+"""How a sweep was done, read from its numbers: what was held equal, and where it was not."""
+
+from collections.abc import Iterator
+
+from student_trainer.reporting.accounts import forwards_ratio, savings, uneven_tuning
+from student_trainer.reporting.results import SweepResults
+from student_trainer.reporting.texts import duration_text, percent_text
+
+
+def protocol(results: SweepResults) -> list[str]:
+    """A sentence per rule that a reader should check."""
+    return list(_protocol(results))
+
+
+def _protocol(results: SweepResults) -> Iterator[str]:
+    yield (
+        "All methods of a setting and seed learn from the same rows, and the rows of a smaller budget are among those"
+        " of a larger one. A seed draws the rows, the first weights and the order."
+    )
+    yield _validation(results)
+    yield "The test split is used once per cell and seed: with the chosen learning rate, at the best validation epoch."
+    rates, uneven = results.sweep.trials_per_cell, uneven_tuning(results)
+    yield f"Learning rates tried: {rates} for every method, chosen by mean validation accuracy over the seeds." + (
+        f" Not (yet) so in {len(uneven)} of {len({trial.cell for trial in results.trials})} cells." if uneven else ""
+    )
+    yield _forwards(results)
+    yield (
+        "Charged answers are the distinct answers that a run consumed, whether it caused the call or found the answer"
+        " cached; they are the axis of calls here."
+    )
+
+
+def _validation(results: SweepResults) -> str:
+    asked = [trial for trial in results.tested if trial.budget]
+    shares = [trial.val_rows / (trial.rows + trial.val_rows) for trial in asked if trial.rows + trial.val_rows]
+    if not any(shares):
+        return "There were no validation rows: the last epoch counts, and nothing was chosen on held-out rows."
+    low, high = round(100 * min(shares)), round(100 * max(shares))
+    share = f"{low} %" if low == high else f"{low} to {high} %"
+    return (
+        f"Validation rows are {share} of all labels that a run uses; the teacher is never asked about them. They choose"
+        " epoch and learning rate."
+    )
+
+
+def _forwards(results: SweepResults) -> str:
+    ratio = forwards_ratio(results)
+    if ratio < 1.005:
+        return "Every method of a budget forwards the same number of images through the student."
+    return (
+        "A step forwards the same number of images through the student for every method; early stopping makes the"
+        f" totals differ, by up to {ratio:.1f} times between two methods of one budget (see the cost table)."
+    )
+
+
+def cost_facts(results: SweepResults) -> list[tuple[str, str]]:
+    """The whole sweep against a teacher in the loop."""
+    total = savings(results)
+    saved = total.online_calls - total.teacher_calls
+    facts = [
+        ("teacher calls", f"{total.teacher_calls:,} in the ledger, {results.sweep.ledger.attempts:,} attempts"),
+        ("without a shared cache", f"{total.charged:,}: every training asks for its own answers once"),
+        ("with the teacher online", f"{total.online_calls:,}: every answered image, each time it is trained on"),
+    ]
+    if total.online_calls:
+        times = f", {total.online_calls / total.teacher_calls:,.0f} times fewer" if total.teacher_calls else ""
+        facts.append(("saved against online", f"{saved:,} calls, {percent_text(saved / total.online_calls)}{times}"))
+    trainings = f"{total.trainings:,} trainings, {duration_text(total.seconds)} of training time one after another"
+    facts.append(("trainings", f"{trainings}, {total.student_forwards:,} images through students"))
+    return facts
+
+
+def provenance(results: SweepResults) -> list[tuple[str, str]]:
+    """What would be needed to repeat it."""
+    sweep = results.sweep
+    machine, teacher = sweep.machine, sweep.teacher
+    accuracy = "" if teacher.test_accuracy is None else f", {percent_text(teacher.test_accuracy)} on the test split"
+    return [
+        ("command", sweep.command),
+        ("data set", f"{sweep.dataset}, {sweep.train_rows:,} training rows, {sweep.classes} classes"),
+        ("teacher", f"{teacher.spec} ({teacher.id}){accuracy}"),
+        ("students", ", ".join(dict.fromkeys(trial.student for trial in results.trials))),
+        ("cells", f"{results.cells} of {sweep.cells} tested; {len(results.trials)} of {sweep.trials} trials finished"),
+        ("machine", f"{machine.device}, {machine.jobs} jobs of {machine.threads} threads"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions.items()) or "not recorded"),
+        ("files", "table.md, table.csv, table.tex, calls.csv, tests.csv and the figures stand beside this page"),
+    ]
