@@ -36,12 +36,13 @@ class Ledger:
         self._file = path / LEDGER
         self.database = connect_writer(path)
         try:
-            self._load()
+            self.reload()
         except BaseException:
             self.database.close()
             raise
 
-    def _load(self) -> None:
+    def reload(self) -> None:
+        """Read everything again, after a transaction that wrote more than this class knows."""
         rows = self.database.execute("SELECT name, budget FROM runs")
         self._budgets: dict[str, int | None] = dict(rows.fetchall())
         self._total_budget: int | None = self._meta("budget")

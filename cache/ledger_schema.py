@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from cache.atomic_file import sync_folder
 from cache.layout import DATA, FORMAT, LEDGER
@@ -80,6 +81,8 @@ def _prepare(database: sqlite3.Connection, *, path: Path) -> None:
         # One transaction: the ledger of an interrupted first start is empty and made anew.
         database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
+        # Tells two ledgers apart, and a copy from a stranger: what was merged once is not counted twice.
+        database.execute("INSERT INTO meta VALUES ('id', ?)", (uuid4().hex,))
         database.execute("COMMIT")
 
 

@@ -89,7 +89,7 @@ class Teachers:
         self._load_teacher(teacher.id)
         for record in self._records.values():
             if (record.teacher.id, record.dataset.name) == (teacher.id, dataset.name):
-                check_same_dataset(record, dataset)
+                check_same_dataset(record.dataset, dataset)
                 handle = self._handles[record.id]
                 if outputs is not None and dict(outputs) != handle.outputs:
                     raise InputError(

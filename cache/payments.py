@@ -1,6 +1,7 @@
 """The half of a writer that pays: calls reserved before they are made, runs and their budgets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import RLock
 
 from cache.handle import CacheHandle
@@ -18,6 +19,12 @@ class Payments:
         """Held while the ledger is used."""
         self._ledger = ledger
         self._reservations = Reservations(ledger)
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """The ledger itself, for commands that merge and import; nobody else uses it meanwhile."""
+        with self._lock:
+            yield self._ledger
 
     def reserve(self, *, run: str, cache: CacheHandle, calls: int) -> Reservation:
         """Durably count ``calls`` attempts, all or none; raises `BudgetExhaustedError`, `UnknownNameError`."""

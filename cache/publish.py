@@ -11,6 +11,7 @@ from cache.atomic_file import make_folders, write_json
 from cache.layout import DATA, DOCUMENT, FORMAT, INDEX_ARRAYS, UPLOADS
 from cache.ledger import Ledger
 from cache.records import CacheRecord, outputs_json
+from cache.upkeep import read_upkeep
 from cache.zarr_documents import array_document, group_document
 
 Documents = list[tuple[Path, dict[str, Any]]]
@@ -66,4 +67,11 @@ def dataset_attributes(record: CacheRecord, *, folded: int, ledger: Ledger) -> d
         "slots": folded,
         "attempts": counts.attempts,
         "teacher_calls": counts.teacher_calls,
+        **_provenance(record, ledger=ledger),
     }
+
+
+def _provenance(record: CacheRecord, *, ledger: Ledger) -> dict[str, Any]:
+    """Answers that were computed elsewhere: from which files, and how many."""
+    imports = read_upkeep(ledger.database, what="import", cache=record.id)
+    return {"imported": [{"time": one.time, **one.detail} for one in imports]} if imports else {}

@@ -88,9 +88,8 @@ def specs_from(outputs: dict[str, Any]) -> tuple[ArraySpec, ...]:
     )
 
 
-def check_same_dataset(record: CacheRecord, dataset: DatasetDescription) -> None:
+def check_same_dataset(ours: DatasetDescription, dataset: DatasetDescription) -> None:
     """Raise `IdentityError` unless a data set is the one that a cache was made for."""
-    ours = record.dataset
     for what in ("rows", "classes", "view_policy", "fingerprint"):
         kept, given = getattr(ours, what), getattr(dataset, what)
         if kept == given:
