@@ -191,7 +191,9 @@ def measure(setting: Setting) -> dict[str, list[float]]:
     teacher_spec = f"zoo:{setting.teacher}"
     # By its command, as a user fills a cache.
     fill = ["fill", "--teacher", teacher_spec, "--dataset", f"{setting.dataset}/train", "--cache", str(cache)]
-    subprocess.run([sys.executable, "-m", "teacher_server.cli", *fill], check=True, capture_output=True)
+    filled = subprocess.run([sys.executable, "-m", "teacher_server.cli", *fill], capture_output=True, text=True)
+    if filled.returncode:
+        sys.exit(f"teacher-server fill failed: {filled.stderr}")
     images = open_dataset(f"{setting.dataset}/train")
     teacher = load_teacher(teacher_spec, classes=CLASSES, normalisation=images.normalisation)
     lanes: dict[str, Lane | Bare] = {
