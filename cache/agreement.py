@@ -13,18 +13,25 @@ from cache.key_index import KeyIndex
 from cache.ledger_schema import SLOT_BITS
 from shared.errors import IdentityError
 
+SLOT_MASK = (1 << SLOT_BITS) - 1
+
 Ints = NDArray[np.int64]
 
 
 def check_agreement(sources: Sequence[AnswerSource]) -> None:
     """Raise `IdentityError` naming the first key that two sources of one teacher answer with other bytes."""
-    index = KeyIndex()
+
+    def key_of(number: int) -> bytes:
+        slot = np.array([number & SLOT_MASK], dtype=np.int64)
+        return sources[number >> SLOT_BITS].keys(slot).tobytes()
+
+    index = KeyIndex(key_of)
     for at, source in enumerate(sources):
         for slots in slot_ranges(source.num_slots):
             firsts = _firsts(index, source.keys(slots), number=(at << SLOT_BITS) + int(slots[0]))
             for other in sorted(set((firsts >> SLOT_BITS).tolist()) - {-1, at}):
                 shared = (firsts >> SLOT_BITS) == other
-                _compare(sources[other], firsts[shared] & ((1 << SLOT_BITS) - 1), source, slots[shared])
+                _compare(sources[other], firsts[shared] & SLOT_MASK, source, slots[shared])
 
 
 def _firsts(index: KeyIndex, keys: NDArray[np.uint8], *, number: int) -> Ints:
@@ -52,8 +59,9 @@ def _compare(ours: AnswerSource, our_slots: Ints, theirs: AnswerSource, their_sl
         wrong = np.flatnonzero((left != right).any(axis=1))
         if len(wrong):
             at = int(wrong[0])
+            key = bytes(other.keys[at]).hex()[:16]
             raise IdentityError(
                 f"{len(wrong)} answers differ, first row {other.rows[at]} view {other.views[at]} of "
-                f"{theirs.dataset.name}, key {bytes(other.keys[at]).hex()[:16]}: {name} of {theirs.name} has other bytes "
-                f"than {ours.name}; nothing was changed: keep one of the two"
+                f"{theirs.dataset.name}, key {key}: {name} of {theirs.name} has other bytes than {ours.name}; "
+                "nothing was changed: keep one of the two"
             )
