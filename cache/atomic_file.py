@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cache.layout import PARTIAL
-from shared.errors import CorruptCacheError, DiskFullError
+from shared.errors import CorruptCacheError, DiskFullError, StorageError
 
 
 def write_atomic(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Write ``parts`` beside ``path``, make them durable, and rename them into place.
 
     The rename itself is durable after `sync_folder`: until then a power loss may bring back the file from before.
-    Raises `DiskFullError` when there is no room; ``path`` is then as it was.
+    Raises `DiskFullError` when there is no room, `StorageError` when the disk fails; ``path`` is then as it was.
     """
     partial = path.with_name(path.name + PARTIAL)
     with disk_full_named(path):
@@ -63,11 +63,12 @@ def make_folders(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with disk_full_named(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
@@ -78,10 +79,11 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 @contextmanager
 def disk_full_named(path: Path) -> Iterator[None]:
-    """Turn the system's word for a full disk into a `DiskFullError` that names ``path``."""
+    """Turn the system's word for a full disk into a `DiskFullError` that names ``path``, others into `StorageError`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no room to write {path}; nothing was lost: make room and try again") from error
-        raise
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"cannot write {path} ({reason}): check the disk and its permissions") from error

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from cache.atomic_file import sync_folder
 from cache.layout import DATA, FORMAT, LEDGER
-from shared.errors import CorruptCacheError, DiskFullError, InputError, TeachonceError
+from shared.errors import CorruptCacheError, DiskFullError, InputError, StorageError
 
 SLOT_BITS = 40
 """A place is one number: cache * 2**40 + slot."""
@@ -122,7 +122,7 @@ def sqlite_errors(ledger: Path) -> Iterator[None]:
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise CorruptCacheError(f"{ledger} is damaged ({error}): restore it from a copy of the cache") from error
-        raise TeachonceError(f"{ledger} cannot be used: {error}; check the disk and its permissions") from error
+        raise StorageError(f"{ledger} cannot be used: {error}; check the disk and its permissions") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error

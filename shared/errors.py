@@ -171,6 +171,13 @@ class DiskFullError(TeachonceError):
     status = 507
 
 
+class StorageError(TeachonceError):
+    """The disk failed, or may not be written; what was answered before is kept."""
+
+    code = "storage_failed"
+    status = 500
+
+
 class TeacherFailedError(TeachonceError):
     """The teacher's forward pass raised; its attempts stay counted."""
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from cache.handle import CacheHandle, Place, kind_of
 from cache.writer import CacheWriter
-from shared.errors import DeadlineError, DiskFullError, OutputNotCachedError, TeachonceError, UnavailableError
+from shared.errors import (
+    DeadlineError,
+    DiskFullError,
+    OutputNotCachedError,
+    StorageError,
+    TeachonceError,
+    UnavailableError,
+)
 from shared.teacher import Teacher
 from teacher_server.batcher import Batcher, Outputs
 from teacher_server.questions import Question
@@ -121,8 +128,10 @@ class Answering:
     def _forget(self, work: "asyncio.Task[Answers]") -> None:
         self._work.discard(work)
         # Looked at, so that asyncio does not complain where the caller has left.
-        if not work.cancelled():
-            work.exception()
+        error = None if work.cancelled() else work.exception()
+        if isinstance(error, StorageError) and not self.died.is_set():
+            log.critical("the disk failed: answers can no longer be kept", exc_info=error)
+            self.died.set()
 
     def _check_open(self) -> None:
         if self._draining or self.died.is_set():
