@@ -81,4 +81,5 @@ def main() -> None:
     print("closed", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
