@@ -26,8 +26,8 @@ class PanelAnalysis:
 
     def pair(self, first: str, second: str, *, budget: int) -> PairResult | None:
         """The test of two methods at one budget, if both have two seeds there."""
-        wanted = (first, second, budget)
-        return next((pair for pair in self.pairs if (pair.first, pair.second, pair.budget) == wanted), None)
+        wanted = (first, second, (budget,))
+        return next((pair for pair in self.pairs if (pair.first, pair.second, pair.budgets) == wanted), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ def accuracy_figure(analysis: Analysis, *, theme: Theme) -> Figure:
         for axes, panel in zip(all_axes, panels, strict=False):
             _label_lines(axes, panel, looks=looks, teacher=teacher, theme=theme)
             axes.tick_params(labelbottom=True, labelleft=True)
-    return figure
+        return _settle(figure)
 
 
 def difference_figure(analysis: Analysis, *, theme: Theme) -> Figure | None:
@@ -65,21 +64,31 @@ def difference_figure(analysis: Analysis, *, theme: Theme) -> Figure | None:
             line[0].set_ylabel(_place(part, first), fontsize=8.5, fontweight="bold", color=looks[first].colour)
         for axes in grid[-1]:
             axes.set_xlabel("difference, points", fontsize=8.5)
-    return figure
+        return _settle(figure)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG or SVG, by the ending; the same figure gives the same bytes."""
-    with rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG, fine enough for print."""
+    return _bytes(figure, format="png", dpi=200)
 
 
 def svg_bytes(figure: Figure) -> bytes:
-    """The figure as SVG."""
+    """The figure as SVG; the same figure gives the same bytes."""
+    return _bytes(figure, format="svg", metadata={"Date": None})
+
+
+def _bytes(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, **options)
     return buffer.getvalue()
+
+
+def _settle(figure: Figure) -> Figure:
+    """Lay out once: else every form of the figure, twice each, would."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
@@ -169,7 +178,7 @@ def _set_scales(axes: Axes, *, panels: Sequence[Panel], teacher: float | None) -
         axes.set_ylim(max(0.0, low - room), min(100.5, high + room))
         stretched = ""
     for other in axes.figure.axes:
-        other.set_xlabel("charged teacher calls (images x views)")
+        other.set_xlabel("charged teacher calls (images × views)")
         other.set_ylabel(f"test accuracy in %{stretched}")
 
 

@@ -19,18 +19,18 @@ def completeness(analysis: Analysis) -> str | None:
     )
 
 
-def comparing_answers(analysis: Analysis) -> list[str]:
-    """Whether comparing samples helps beyond each control: a sentence per comparing loss and control."""
-    return [
-        f"{_place(part.panel)}{pair.first} against {pair.second}: {_verdict(pair)}"
-        for part in analysis.panels
-        for pair in part.averaged
-    ]
-
-
 def headline(analysis: Analysis) -> list[str]:
-    """The answer to the question the controls are for; empty where a sweep has none."""
-    return [_headline(part) for part in analysis.panels if part.averaged]
+    """The answer to the question that the controls are for, then its numbers; empty where a sweep has no controls."""
+    pairs = [(part.panel, pair) for part in analysis.panels for pair in _closest(part)]
+    if not pairs:
+        return []
+    better = [pair for _, pair in pairs if pair.shown and pair.test.mean > 0]
+    worse = [pair for _, pair in pairs if pair.shown and pair.test.mean < 0]
+    if better:
+        answer = f"Yes, in {len(better)} of {len(pairs)} comparisons." if len(better) < len(pairs) else "Yes."
+    else:
+        answer = "No, it did worse." if len(worse) == len(pairs) else "It could not be shown to help."
+    return [answer, *(f"{_place(panel)}{pair.first} against {pair.second}: {_verdict(pair)}" for panel, pair in pairs)]
 
 
 def findings(analysis: Analysis) -> list[str]:
@@ -38,67 +38,70 @@ def findings(analysis: Analysis) -> list[str]:
     return [
         sentence
         for part in analysis.panels
-        for sentence in (*_best(part), *_above_labels(part), *_all_labels(part.panel))
+        for sentence in (
+            *_best(part, budgets=_told(analysis, part.panel)),
+            *_above_labels(part, budgets=_told(analysis, part.panel)),
+            *_all_labels(part.panel),
+        )
     ]
 
 
-def _headline(part: PanelAnalysis) -> str:
-    """Against the control that is closest to comparing: matching the midpoint of answer and label."""
-    against = [pair for pair in part.averaged if "midpoint" in pair.second] or list(part.averaged)
-    better = [pair for pair in against if pair.shown and pair.test.mean > 0]
-    worse = [pair for pair in against if pair.shown and pair.test.mean < 0]
-    open_pairs = [pair for pair in against if not pair.shown]
-    parts = []
-    if better:
-        parts.append(f"comparing samples helped: {_listed(better)}")
-    if worse:
-        parts.append(f"comparing samples did worse: {_listed(worse)}")
-    if open_pairs:
-        parts.append(f"no difference could be shown at n = {open_pairs[0].test.n}: {_listed(open_pairs)}")
-    return _sentence(part.panel, "; ".join(parts) + ".")
-
-
-def _listed(pairs: list[PairResult]) -> str:
-    return ", ".join(
-        f"{pair.first} against {pair.second}"
-        f" ({points_text(pair.test.mean)} points, 95 % interval {interval_text(pair)})"
-        for pair in pairs
-    )
+def _closest(part: PanelAnalysis) -> list[PairResult]:
+    """Against the control that is closest to comparing, matching the midpoint of answer and label; else against all."""
+    return [pair for pair in part.averaged if "midpoint" in pair.second] or list(part.averaged)
 
 
 def _verdict(pair: PairResult) -> str:
-    size = f"{points_text(pair.test.mean)} points on average over the budgets (95 % interval {interval_text(pair)},"
-    size += f" corrected p {p_text(pair.p_holm)}, n = {pair.test.n})"
-    if not pair.shown:
-        return f"{size}: no difference could be shown."
-    return f"{size}: {'better' if pair.test.mean > 0 else 'worse'}."
+    found = f"no difference could be shown at n = {pair.test.n}"
+    if pair.shown:
+        found = "better" if pair.test.mean > 0 else "worse"
+    return (
+        f"{found} ({points_text(pair.test.mean)} points{_where(pair)}, 95 % interval {interval_text(pair)},"
+        f" corrected p {_equals(pair.p_holm)})."
+    )
 
 
-def _best(part: PanelAnalysis) -> Iterator[str]:
-    """The highest mean at the smallest and the largest budget, and who cannot be told apart from it."""
+def _where(pair: PairResult) -> str:
+    return f" at {pair.budgets[0]:,} calls" if len(pair.budgets) == 1 else " averaged over the budgets"
+
+
+def _equals(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _told(analysis: Analysis, panel: Panel) -> tuple[int, ...]:
+    """The smallest and the largest budget; of several panels, which would fill the page, the largest."""
+    first = panel.budgets[:1] if len(analysis.panels) == 1 else ()
+    return tuple(dict.fromkeys((*first, panel.budgets[-1])))
+
+
+def _best(part: PanelAnalysis, *, budgets: tuple[int, ...]) -> Iterator[str]:
+    """The highest mean at a budget, and who cannot be told apart from it."""
     panel = part.panel
-    for budget in dict.fromkeys((panel.budgets[0], panel.budgets[-1])):
+    for budget in budgets:
         cells = sorted(_at(panel, budget), key=lambda cell: cell.mean, reverse=True)
         if len(cells) < 2:
             continue
         best, others = cells[0], cells[1:]
         apart = [cell.method for cell in others if _shown(part, best.method, cell.method, budget=budget)]
         alike = [cell.method for cell in others if cell.method not in apart]
-        tail = f"it could not be told apart from {', '.join(alike)}" if alike else "it differs from all others"
+        pairs = len(cells) * (len(cells) - 1) // 2
+        tail = f"cannot be told apart from {', '.join(alike)}" if alike else "differs from all others"
         yield _sentence(
             panel,
             f"with {budget:,} calls {best.method} is highest, {percent_text(best.mean)} (n = {len(best.trials)});"
-            f" {tail}.",
+            f" after correction for {pairs} pairs it {tail}.",
         )
 
 
-def _above_labels(part: PanelAnalysis) -> Iterator[str]:
+def _above_labels(part: PanelAnalysis, *, budgets: tuple[int, ...]) -> Iterator[str]:
     """Which methods the teacher's answers lift above cross-entropy on the same labels."""
     panel = part.panel
     if panel.axis != "loss" or "ce" not in panel.methods:
         return
     asking = [method for method in panel.methods if panel.asks(method) and panel.group(method) == "loss"]
-    for budget in dict.fromkeys((panel.budgets[0], panel.budgets[-1])):
+    for budget in budgets:
         here = [method for method in asking if (method, budget) in panel.cells and ("ce", budget) in panel.cells]
         above = [
             method

@@ -1,16 +1,16 @@
 """The report as one HTML file that needs nothing else."""
 
 from base64 import b64encode
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from student_trainer.reporting.accounts import LedgerCheck, ledger_checks, ledger_problems
 from student_trainer.reporting.analysis import Analysis, PanelAnalysis
-from student_trainer.reporting.figure import svg_bytes
 from student_trainer.reporting.findings import completeness, findings, headline
+from student_trainer.reporting.grid import Panel
 from student_trainer.reporting.limits import limits
 from student_trainer.reporting.palette import Theme
 from student_trainer.reporting.protocol import cost_facts, protocol, provenance
@@ -31,7 +31,8 @@ from student_trainer.reporting.texts import (
 
 PLURALS = {"loss": "losses", "views": "view policies", "select": "selections", "student": "students"}
 
-Figures = dict[Theme, Figure]
+Drawings = Mapping[Theme, bytes]
+"""A figure as SVG, in both themes."""
 
 
 def environment() -> Environment:
@@ -41,7 +42,7 @@ def environment() -> Environment:
     )
 
 
-def page(analysis: Analysis, *, accuracy: Figures, differences: Figures | None) -> str:
+def page(analysis: Analysis, *, accuracy: Drawings, differences: Drawings) -> str:
     """The page; figures come in both themes, so that the reader's setting picks one."""
     sweep = analysis.results.sweep
     teacher = sweep.teacher.test_accuracy
@@ -80,12 +81,9 @@ def page(analysis: Analysis, *, accuracy: Figures, differences: Figures | None) 
     )
 
 
-def _image(figures: Figures, *, alt: str) -> dict[str, str]:
+def _image(drawings: Drawings, *, alt: str) -> dict[str, str]:
     """Data URIs per theme: images of their own, so that the ids inside two SVGs cannot collide."""
-    uris = {
-        theme.name: f"data:image/svg+xml;base64,{b64encode(svg_bytes(figure)).decode()}"
-        for theme, figure in figures.items()
-    }
+    uris = {theme.name: f"data:image/svg+xml;base64,{b64encode(svg).decode()}" for theme, svg in drawings.items()}
     return uris | {"alt": alt}
 
 
@@ -94,23 +92,33 @@ def _part(part: PanelAnalysis, *, targets: tuple[float, ...]) -> dict[str, Any]:
     return {
         "of": f" ({panel.title})" if panel.title else "",
         "accuracy_head": (panel.axis, *(f"{budget:,}" for budget in panel.budgets)),
-        "accuracy_rows": accuracy_rows(panel),
+        "accuracy_rows": [((row[0], _mark(panel, row[0])), *row[1:]) for row in accuracy_rows(panel)],
         "references": [(cell.method, accuracy_text(cell)) for cell in panel.references],
         "averaged_rows": [_averaged_row(pair) for pair in part.averaged],
         "reach_head": (panel.axis, *(f"{100 * target:g} %" for target in targets)),
         "reach_rows": _reach_rows(part.reach),
-        "reach_best": ("fewest against next best", *(_best(part.reach, target) for target in targets)),
+        "reach_reductions": [
+            ("fewest, against the next best", *(_best(part.reach, target) for target in targets)),
+            *_reductions(part),
+        ],
         "families": [_family(part, budget) for budget in panel.budgets],
         "cost_head": ("budget", panel.axis, *COST_HEADINGS),
         "cost_rows": cost_rows(panel),
     }
 
 
+def _mark(panel: Panel, method: str) -> str:
+    """Small print below a name."""
+    words = ["control"] if panel.group(method) == "control" else []
+    return ", ".join(words if panel.asks(method) else [*words, "labels only"])
+
+
 def _averaged_row(pair: PairResult) -> tuple[str, ...]:
     test = pair.test
     verdict = ("better" if test.mean > 0 else "worse") if pair.shown else "not shown"
-    numbers = (points_text(test.mean), interval_text(pair), p_text(test.p), p_text(pair.p_holm), str(test.n))
-    return (pair.first, pair.second, *numbers, verdict)
+    budgets = ", ".join(f"{budget:,}" for budget in pair.budgets)
+    numbers = (points_text(test.mean), interval_text(pair), p_text(pair.p_holm), budgets, str(test.n))
+    return (pair.first, pair.second, verdict, *numbers)
 
 
 def _reach_rows(reach: tuple[Reach, ...]) -> list[tuple[Any, ...]]:
@@ -134,9 +142,20 @@ def _best(reach: tuple[Reach, ...], target: float) -> tuple[str, str]:
     return reduction_text(best.reduction), best.method
 
 
+def _reductions(part: PanelAnalysis) -> list[tuple[Any, ...]]:
+    """Each comparing loss against the best other method, as Xu et al. print it; without one, no row."""
+    names = dict.fromkeys(pair.first for pair in part.averaged)
+    rows = {name: [entry.reduction for entry in part.reach if entry.method == name] for name in names}
+    return [
+        (f"{name}, against the best other", *((reduction_text(value), "") for value in values))
+        for name, values in rows.items()
+        if any(value is not None for value in values)
+    ]
+
+
 def _family(part: PanelAnalysis, budget: int) -> dict[str, Any]:
     """All pairs at one budget, the better of two first."""
-    pairs = [pair for pair in part.pairs if pair.budget == budget]
+    pairs = [pair for pair in part.pairs if pair.budgets == (budget,)]
     place = f"{part.panel.title}, " if part.panel.title else ""
     return {
         "title": f"{place}{budget:,} calls",
@@ -162,13 +181,13 @@ def _ledger_row(check: LedgerCheck) -> tuple[str, ...]:
     return (check.name, *numbers, consumed, f"{check.trainings:,}", check.problem or "agrees")
 
 
-def _run(trial: Trial) -> dict[str, str]:
-    """The page lies in OUT/report, the runs in OUT."""
-    return {
-        "href": f"../{quote(trial.run)}/",
-        "name": trial.run,
-        "seed": str(trial.seed),
-        "lr": f"{trial.lr:g}",
-        "val": "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
-        "test": f"{100 * trial.test_accuracy:.2f}" if trial.chosen and trial.test_accuracy is not None else "–",
-    }
+def _run(trial: Trial) -> tuple[Any, ...]:
+    """A training; its folder as a link. The page lies in OUT/report, the runs in OUT."""
+    tested = trial.test_accuracy if trial.chosen else None
+    return (
+        {"href": f"../{quote(trial.run)}/", "name": trial.run},
+        str(trial.seed),
+        f"{trial.lr:g}",
+        "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
+        "–" if tested is None else f"{100 * tested:.2f}",
+    )

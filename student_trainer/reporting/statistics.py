@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from math import inf
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,8 @@ class PairResult:
     """A test with its place in the report."""
 
     panel: str
-    budget: int | None
-    """None: each seed's difference averaged over all budgets."""
+    budgets: tuple[int, ...]
+    """One; or several, over which each seed's difference was averaged."""
     first: str
     second: str
     test: PairedTest
@@ -99,53 +100,36 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def all_pairs(panel: Panel, *, budget: int) -> tuple[PairResult, ...]:
     """Every pair of methods at one budget, corrected for all of them, smallest p first."""
-    tests = [
-        (first, second, paired_test(differences))
-        for first, second in combinations(panel.methods, 2)
-        if len(differences := _differences(panel, first=first, second=second, budget=budget)) > 1
-    ]
-    return tuple(sorted(_corrected(panel, tests, budget=budget), key=lambda pair: (pair.p_holm, pair.test.p)))
+    pairs = _corrected(panel, list(combinations(panel.methods, 2)), budgets=(budget,))
+    return tuple(sorted(pairs, key=lambda pair: (pair.p_holm, pair.test.p)))
 
 
 def averaged_pairs(panel: Panel, *, firsts: Sequence[str], seconds: Sequence[str]) -> tuple[PairResult, ...]:
-    """Each of ``firsts`` against each of ``seconds``, a seed's difference averaged over the budgets.
+    """Each of ``firsts`` against each of ``seconds``, a seed's difference averaged over the budgets that both have.
 
     One test per pair in place of one per budget: the rows are nested, so the budgets of a seed are not independent, but
     the seeds are.
     """
+    return _corrected(panel, list(product(firsts, seconds)), budgets=panel.budgets)
+
+
+def _corrected(panel: Panel, names: Sequence[tuple[str, str]], *, budgets: tuple[int, ...]) -> tuple[PairResult, ...]:
+    """The pairs of one family that share two seeds or more."""
     tests = []
-    for first in firsts:
-        for second in seconds:
-            differences = averaged_differences(panel, first=first, second=second)
-            if len(differences) > 1:
-                tests.append((first, second, paired_test(differences)))
-    return tuple(_corrected(panel, tests, budget=None))
+    for first, second in names:
+        both = tuple(budget for budget in budgets if {(first, budget), (second, budget)} <= panel.cells.keys())
+        differences = _differences(panel, first=first, second=second, budgets=both)
+        if len(differences) > 1:
+            tests.append((first, second, both, paired_test(differences)))
+    corrected = holm([test.p for *_, test in tests])
+    return tuple(
+        PairResult(panel=panel.title, budgets=both, first=first, second=second, test=test, p_holm=p_holm)
+        for (first, second, both, test), p_holm in zip(tests, corrected, strict=True)
+    )
 
 
-def averaged_differences(panel: Panel, *, first: str, second: str) -> list[float]:
-    """Per seed that has both methods at all budgets that both have: the difference averaged over these."""
-    budgets = [budget for budget in panel.budgets if {(first, budget), (second, budget)} <= panel.cells.keys()]
-    per_budget = [_by_seed(panel, first=first, second=second, budget=budget) for budget in budgets]
-    seeds = sorted(set.intersection(*(set(found) for found in per_budget))) if per_budget else []
-    return [float(np.mean([found[seed] for found in per_budget])) for seed in seeds]
-
-
-def _corrected(panel: Panel, tests: Sequence[tuple[str, str, PairedTest]], *, budget: int | None) -> list[PairResult]:
-    corrected = holm([test.p for _, _, test in tests])
-    return [
-        PairResult(panel=panel.title, budget=budget, first=first, second=second, test=test, p_holm=p_holm)
-        for (first, second, test), p_holm in zip(tests, corrected, strict=True)
-    ]
-
-
-def _differences(panel: Panel, *, first: str, second: str, budget: int) -> list[float]:
-    return list(_by_seed(panel, first=first, second=second, budget=budget).values())
-
-
-def _by_seed(panel: Panel, *, first: str, second: str, budget: int) -> dict[int, float]:
-    """First minus second for every seed that both have: the same subset of rows."""
-    one, other = panel.cells.get((first, budget)), panel.cells.get((second, budget))
-    if one is None or other is None:
-        return {}
-    left, right = one.accuracies, other.accuracies
-    return {seed: left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())}
+def _differences(panel: Panel, *, first: str, second: str, budgets: tuple[int, ...]) -> list[float]:
+    """First minus second, averaged over the budgets, for every seed that both have at all of them: the same rows."""
+    pairs = [(panel.cells[first, budget].accuracies, panel.cells[second, budget].accuracies) for budget in budgets]
+    seeds = sorted(set.intersection(*(set(one) & set(other) for one, other in pairs))) if pairs else []
+    return [fmean(one[seed] - other[seed] for one, other in pairs) for seed in seeds]

@@ -110,7 +110,7 @@ def tests_csv(analysis: Analysis) -> str:
     """A line per test: all pairs at each budget, then the comparing losses against the controls over all budgets."""
     head = (
         "panel",
-        "budget",
+        "budgets",
         "first",
         "second",
         "n",
@@ -202,10 +202,10 @@ def _calls_line(reach: Reach) -> tuple[object, ...]:
 
 def _test_lines(pairs: Iterable[PairResult], *, family: str) -> Iterator[tuple[object, ...]]:
     for pair in pairs:
-        budget = "all" if pair.budget is None else pair.budget
+        budgets = " ".join(str(budget) for budget in pair.budgets)
         test = pair.test
         numbers = (test.n, test.mean, test.low, test.high, test.p, pair.p_holm, test.p_rank)
-        yield (pair.panel, budget, pair.first, pair.second, *numbers, family)
+        yield (pair.panel, budgets, pair.first, pair.second, *numbers, family)
 
 
 def _csv(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

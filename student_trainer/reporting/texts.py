@@ -22,7 +22,7 @@ def percent_text(share: float) -> str:
 
 def points_text(difference: float) -> str:
     """``+0.31`` percentage points."""
-    return f"{100 * difference:+.2f}"
+    return _signed(f"{100 * difference:+.2f}")
 
 
 def interval_text(pair: PairResult) -> str:
@@ -48,7 +48,12 @@ def reach_interval_text(reach: Reach) -> str:
 
 def reduction_text(reduction: float | None) -> str:
     """``-23.7 %``."""
-    return "–" if reduction is None else f"{reduction:+.1f} %"
+    return "–" if reduction is None else _signed(f"{reduction:+.1f} %")
+
+
+def _signed(text: str) -> str:
+    """A minus sign as long as the plus."""
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _end_text(calls: float, reach: Reach) -> str:

@@ -3,33 +3,35 @@
 from pathlib import Path
 
 from student_trainer.reporting.analysis import Analysis
-from student_trainer.reporting.figure import accuracy_figure, difference_figure, save_figure
+from student_trainer.reporting.figure import accuracy_figure, difference_figure, png_bytes, svg_bytes
 from student_trainer.reporting.page import page
 from student_trainer.reporting.palette import DARK, LIGHT
 from student_trainer.reporting.tables import accuracy_csv, calls_csv, latex, markdown, tests_csv
 
+DRAWINGS = {"accuracy": accuracy_figure, "comparing": difference_figure}
+"""File name and figure; a figure that has nothing to show is None."""
+
 
 def write_report(analysis: Analysis) -> tuple[Path, ...]:
     """Write every form of the report; returns the files, the page first."""
+    figures = {
+        name: {theme: figure for theme in (LIGHT, DARK) if (figure := draw(analysis, theme=theme)) is not None}
+        for name, draw in DRAWINGS.items()
+    }
+    svgs = {name: {theme: svg_bytes(figure) for theme, figure in themes.items()} for name, themes in figures.items()}
+    files = {
+        "report.html": page(analysis, accuracy=svgs["accuracy"], differences=svgs["comparing"]).encode(),
+        "table.md": markdown(analysis).encode(),
+        "table.csv": accuracy_csv(analysis).encode(),
+        "table.tex": latex(analysis).encode(),
+        "calls.csv": calls_csv(analysis).encode(),
+        "tests.csv": tests_csv(analysis).encode(),
+    }
+    for name, themes in figures.items():
+        if themes:
+            files |= {f"{name}.png": png_bytes(themes[LIGHT]), f"{name}.svg": svgs[name][LIGHT]}
     folder = analysis.results.folder / "report"
     folder.mkdir(exist_ok=True)
-    accuracy = {theme: accuracy_figure(analysis, theme=theme) for theme in (LIGHT, DARK)}
-    differences = {
-        theme: figure for theme in (LIGHT, DARK) if (figure := difference_figure(analysis, theme=theme)) is not None
-    }
-    texts = {
-        "report.html": page(analysis, accuracy=accuracy, differences=differences or None),
-        "table.md": markdown(analysis),
-        "table.csv": accuracy_csv(analysis),
-        "table.tex": latex(analysis),
-        "calls.csv": calls_csv(analysis),
-        "tests.csv": tests_csv(analysis),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    figures = {"accuracy": accuracy[LIGHT]} | ({"comparing": differences[LIGHT]} if differences else {})
-    for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            save_figure(figure, folder / f"{name}.{ending}")
-    drawn = (f"{name}.{ending}" for name in figures for ending in ("png", "svg"))
-    return tuple(folder / name for name in (*texts, *drawn))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return tuple(folder / name for name in files)
