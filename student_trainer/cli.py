@@ -15,6 +15,7 @@ from shared.command import run_command
 from shared.errors import InputError
 from student_trainer import options
 from student_trainer.config import TrainConfig
+from student_trainer.reporting import options as report_options
 from student_trainer.sweep import options as sweep_options
 
 if TYPE_CHECKING:
@@ -134,6 +135,23 @@ def sweep(
         show_plan(read, out=out, device=device, say=print)
         return
     run_and_show(read, out=out, jobs=jobs, device=device, environment=os.environ, command=typed_command(), say=print)
+
+
+@app.command()
+def report(
+    source: report_options.Source,
+    *,
+    targets: report_options.Targets = None,
+    compare: report_options.Compare = None,
+) -> None:
+    """Tables, figures, tests and a page from what a sweep left, finished or not, in DIR/report.
+
+    Of a CSV file of published calls (pair, method, a column per accuracy) it computes the reductions.
+    """
+    # Deferred so that `student-trainer --help` answers at once: scipy takes a second to import.
+    from student_trainer.reporting.show import report_and_show
+
+    report_and_show(source, targets=targets, compare=compare, console=Console(), say=print)
 
 
 def read_config(given: Mapping[str, Any]) -> TrainConfig:
