@@ -1,47 +1,64 @@
-"""The command ``logit-cache``: what a cache holds."""
+"""The command ``logit-cache``: what a cache holds, and what is done to it beside answering."""
 
 import json
+import re
+import sys
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from cache.backup import back_up
+from cache.brought import BroughtAnswers, DatasetFacts, LabelledDataset
+from cache.export import export_answers
+from cache.importing import import_answers
 from cache.info import describe_cache
+from cache.layout import OUTPUT_DTYPES
+from cache.merge import merge_caches
+from cache.overview import headline, plain_lines, tables
+from cache.provenance import TeacherFacts
+from cache.removal import plan_removal, remove
+from cache.repair import repair_cache
+from cache.tensor_file import TensorFile
 from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.command import run_command
-from shared.errors import CorruptCacheError
+from shared.errors import CorruptCacheError, InputError
 from shared.sizes import readable_size
 
 app = typer.Typer(
     name="logit-cache",
-    help="Look at a cache of teacher answers.",
+    help="Look at a cache of teacher answers, check and mend it, copy it, bring answers in and take them out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+SHOWN_ROWS = 8
+"""Lost rows that are listed one by one."""
+
 CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the cache.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", help="Id of the teacher, or its beginning.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="NAME/SPLIT, where the cache holds several.")]
 
 
 @app.command()
 def info(path: CachePath = Path(), as_json: AsJson = False) -> None:
-    """Show what a cache holds and what it cost; works while a server writes it."""
+    """Show what a cache holds, under which views and rows, and what it cost; works while a server writes it."""
     described = describe_cache(path)
+    console = Console()
     if as_json:
         print(json.dumps(described, indent=2))
-        return
-    console = Console()
-    console.print(
-        f"{path}: {readable_size(described['bytes'])}, {described['teacher_calls']} teacher calls"
-        f" ({described['attempts']} attempts), format {described['format']}"
-    )
-    for entry in described["caches"]:
-        console.print(_cache_table(entry))
-    console.print(_runs_table(described["budgets"]))
+    elif console.is_terminal:
+        console.print(headline(path, described))
+        for table in tables(path, described):
+            console.print(table)
+    else:
+        for line in plain_lines(path, described):
+            print(line)
 
 
 @app.command("ls")
@@ -71,37 +88,158 @@ def verify(path: CachePath) -> None:
     for finding in findings:
         print(finding)
     if findings:
-        raise CorruptCacheError(f"{len(findings)} findings in {path}: restore what they name from a copy of the cache")
+        raise CorruptCacheError(
+            f"{len(findings)} findings in {path}: restore what they name from a backup, "
+            f"or take it out with `logit-cache repair {path}`"
+        )
     print(f"{path} is sound")
 
 
-def _cache_table(entry: dict[str, Any]) -> Table:
-    """One cache, one property per line: teacher ids are long, terminals are narrow."""
-    table = Table(show_header=False, title=f"{entry['teacher']}  {entry['dataset']}", title_justify="left")
-    present, rows = entry["present"], entry["rows"]
-    outputs = [f"{name} {output['dtype']} {output['shape']}" for name, output in entry["outputs"].items()]
-    table.add_row("answers", f"{entry['slots']} ({entry['folded']} of them in Zarr)")
-    table.add_row("rows", str(rows))
-    table.add_row("views", f"{_views(present, rows=rows)} (policy {entry['view_policy']})")
-    table.add_row("outputs", ", ".join(outputs))
-    table.add_row("teacher calls", f"{entry['teacher_calls']} ({entry['attempts']} attempts)")
-    table.add_row("size", readable_size(entry["bytes"]))
-    return table
+@app.command()
+def repair(
+    path: CachePath,
+    keep_unchecked: Annotated[
+        bool, typer.Option("--keep-unchecked", help="Keep answers whose checksums cannot be read, and check them anew.")
+    ] = False,
+) -> None:
+    """Take damaged answers out and keep the damaged files aside; asking again is a teacher call again.
+
+    Stop the server first. Where there is a backup without the damage, restore that instead: nothing is lost then.
+    """
+    losses = repair_cache(path, keep_unchecked=keep_unchecked)
+    for loss in losses:
+        for reason in loss.reasons:
+            print(reason)
+        print(f"{loss.teacher}  {loss.dataset}: {loss.answers} answers lost, {loss.kept} kept")
+        if loss.rows:
+            shown = ", ".join(f"{row} view {view}" for row, view in loss.rows[:SHOWN_ROWS])
+            more = f" and {len(loss.rows) - SHOWN_ROWS} more" if len(loss.rows) > SHOWN_ROWS else ""
+            print(f"  lost: rows {shown}{more}")
+        if loss.quarantine:
+            print(f"  what was there is kept in {loss.quarantine}: delete it when it is not needed")
+    print(f"{path} is sound again" if losses else f"{path} is sound: nothing to repair")
 
 
-def _runs_table(runs: dict[str, dict[str, Any]]) -> Table:
-    table = Table("run", "budget", "attempts", "teacher calls", "charged")
-    for name, run in runs.items():
-        budget = "none" if run["budget"] is None else str(run["budget"])
-        table.add_row(name, budget, str(run["attempts"]), str(run["teacher_calls"]), str(run["charged"]))
-    return table
+@app.command()
+def backup(
+    path: CachePath, target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to make; absent or empty.")]
+) -> None:
+    """Copy a whole cache, also while a server writes it; the copy is verified before it appears."""
+    back_up(path, target)
+    described = describe_cache(target)
+    answers = sum(entry["slots"] for entry in described["caches"])
+    print(
+        f"{target}: {answers} answers, {described['teacher_calls']} teacher calls, {readable_size(described['bytes'])}"
+    )
 
 
-def _views(present: dict[str, int], *, rows: int) -> str:
-    """Views with their coverage, the first few."""
-    shown = [f"{view}: {count}/{rows}" for view, count in list(present.items())[:3]]
-    more = [f"and {len(present) - 3} more"] if len(present) > 3 else []
-    return ", ".join(shown + more) or "none"
+@app.command("rm")
+def remove_answers(
+    path: CachePath,
+    what: Annotated[str, typer.Argument(metavar="TEACHER[/NAME/SPLIT]", help="A teacher, or one of its data sets.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a teacher's answers, about one data set or all; what they cost stays counted. Stop the server first."""
+    for removal in plan_removal(path, what=what):
+        print(
+            f"{removal.record.teacher.id}  {removal.record.dataset.name}: {removal.answers} answers of "
+            f"{removal.teacher_calls} teacher calls, {readable_size(removal.size_bytes)}"
+        )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InputError("nothing was removed: nobody can be asked here, say --yes")
+        if not typer.confirm("Remove them for ever?"):
+            print("nothing was removed")
+            return
+    removed = remove(path, what=what)
+    calls = sum(removal.teacher_calls for removal in removed)
+    print(f"removed {sum(removal.answers for removal in removed)} answers; their {calls} teacher calls stay counted")
+
+
+@app.command("export")
+def export(
+    path: CachePath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to make: .safetensors, .npz or .parquet.")],
+    teacher: Teacher = None,
+    dataset: Dataset = None,
+) -> None:
+    """Write rows, views, labels, keys and outputs of one cache to a file, with where they come from."""
+    count = export_answers(path, file, teacher=teacher, dataset=dataset)
+    print(f"{file}: {count} answers, {readable_size(file.stat().st_size)}")
+
+
+@app.command("import")
+def bring_in(  # noqa: PLR0917, typer gives options by position
+    path: CachePath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=".safetensors or .npz with logits and rows.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="What the answers are about, [NAME=]KIND:ARG/SPLIT; checks rows and labels.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision keeps its files.")] = None,
+    name: Annotated[str | None, typer.Option(help="NAME/SPLIT, where the file holds all keys and labels.")] = None,
+    view_policy: Annotated[str, typer.Option(help="Which views a data set named so has.")] = "crop4flip",
+    view: Annotated[int | None, typer.Option(help="View of all answers, for a file without views.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture of the teacher that answered.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Its weights: their file, a SHA-256, or words that tell them from others.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Arithmetic of its forward pass.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="What a new cache keeps the outputs in.")] = "float16",
+) -> None:
+    """Keep answers that were computed elsewhere; they are marked as imported, and count as no teacher calls."""
+    if dtype not in OUTPUT_DTYPES:
+        raise InputError(f"outputs cannot be kept as {dtype!r}; use one of {', '.join(OUTPUT_DTYPES)}")
+    opened = TensorFile(file)
+    answers = BroughtAnswers(
+        opened,
+        teacher=TeacherFacts(arch=arch, weights=_weights(weights), precision=precision),
+        facts=DatasetFacts(name=name, view_policy=view_policy),
+        dataset=_open(dataset, root=data_root) if dataset else None,
+        view=view,
+        dtype=dtype,
+    )
+    imported = import_answers(answers, file=file, target=path)
+    print(f"{path}: {imported.teacher}  {imported.dataset}: {imported.adopted.new} answers imported")
+    if imported.adopted.known:
+        print(f"  {imported.adopted.known} were there already")
+    if imported.shared:
+        print(f"  {imported.shared} show the pixels of an earlier answer of the file: that one counts")
+    if imported.top1 is not None:
+        print(f"  {imported.top1:.1%} of the file's answers agree with the labels")
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="Folders of the caches to merge.")],
+    into: Annotated[Path, typer.Option("--into", help="Folder of the cache to make, or one that exists.")],
+    teacher: Teacher = None,
+) -> None:
+    """Merge what one teacher said in several caches; contradictions are errors, calls and budgets add up."""
+    for merged in merge_caches(sources, into, teacher=teacher):
+        added = merged.added
+        print(
+            f"{merged.source}: {merged.new} answers, {merged.known} were there already; "
+            f"{added.teacher_calls} teacher calls ({added.attempts} attempts) added"
+        )
+        for note in added.notes:
+            print(f"  {note}")
+
+
+def _open(dataset: str, *, root: Path | None) -> LabelledDataset:
+    # Other commands need no data set, and none of the libraries that one may bring.
+    from shared.datasets.spec import open_dataset
+
+    return open_dataset(dataset, root=root)
+
+
+def _weights(given: str | None) -> str | None:
+    """SHA-256 (hex) of a file, as given, or of the words."""
+    if given is None or re.fullmatch(r"[0-9a-f]{64}", given):
+        return given
+    if Path(given).is_file():
+        with Path(given).open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    return sha256(given.encode()).hexdigest()
 
 
 def main() -> None:
