@@ -10,7 +10,6 @@ over the rounds and its bootstrap interval (95 %).
 """
 
 import argparse
-import logging
 import shlex
 import statistics
 import subprocess
@@ -26,11 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import bootstrap
+from torch import nn
 
 from shared.datasets.base import ImageDataset
 from shared.datasets.spec import open_dataset
+from shared.models.build import build_model
+from shared.models.checkpoint import CheckpointMetadata, save_checkpoint
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
+from student_trainer.device_data import DeviceImages
 from student_trainer.loop import train
 from student_trainer.progress import EpochMetrics, Quiet
 from student_trainer.results import device_name
@@ -93,7 +96,6 @@ class Turns(Quiet):
 
 def run_lane(config: TrainConfig, parent: Connection, clock: str) -> None:
     """The lane's process: one real training."""
-    logging.disable(logging.WARNING)  # every teacher here is untrained, and says so
     train(config, progress=Turns(parent, clock=CLOCKS[clock]))
 
 
@@ -185,17 +187,39 @@ def settle() -> None:
         torch.cuda.synchronize()
 
 
+def settled_teacher(setting: Setting, *, images: ImageDataset) -> Path:
+    """A checkpoint of random weights whose batch norms know their inputs: without, resnet110 answers in millions."""
+    model = build_model(f"zoo:{setting.teacher}", classes=CLASSES)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    rows = np.arange(min(images.num_rows, 64))
+    placed = DeviceImages(images, rows, normalisation=images.normalisation, device=torch.device("cpu"))
+    with torch.no_grad():
+        model.train()(placed.batch(torch.from_numpy(rows), np.zeros_like(rows)))
+    metadata = CheckpointMetadata(
+        architecture=f"zoo:{setting.teacher}",
+        classes=CLASSES,
+        mean=images.normalisation.mean,
+        std=images.normalisation.std,
+    )
+    path = setting.folder / "teacher.safetensors"
+    save_checkpoint(path, model, metadata=metadata)
+    return path
+
+
 def measure(setting: Setting) -> dict[str, list[float]]:
     """Seconds of each turn, by name, warm-up left out."""
     cache, options = setting.folder / "cache", setting.options
-    teacher_spec = f"zoo:{setting.teacher}"
+    images = open_dataset(f"{setting.dataset}/train")
+    teacher_spec = str(settled_teacher(setting, images=images))
     # By its command, as a user fills a cache.
     fill = ["fill", "--teacher", teacher_spec, "--dataset", f"{setting.dataset}/train", "--cache", str(cache)]
-    filled = subprocess.run([sys.executable, "-m", "teacher_server.cli", *fill], capture_output=True, text=True)
+    command = [sys.executable, "-m", "teacher_server.cli", *fill]
+    filled = subprocess.run(command, check=False, capture_output=True, text=True)
     if filled.returncode:
         sys.exit(f"teacher-server fill failed: {filled.stderr}")
-    images = open_dataset(f"{setting.dataset}/train")
-    teacher = load_teacher(teacher_spec, classes=CLASSES, normalisation=images.normalisation)
+    teacher = load_teacher(teacher_spec)
     lanes: dict[str, Lane | Bare] = {
         "ce": setting.lane("ce", loss="ce"),
         "cache": setting.lane("kl", loss="kl", cache=str(cache), expect_teacher=teacher.id),
@@ -256,7 +280,6 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16" if on_cuda else "float32", help="of the student")
     parser.add_argument("--compile", action="store_true", help="the student by torch.compile")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # every teacher here is untrained, and says so
     torch.set_num_threads(options.threads)
     print(f"command: {shlex.join(['python', *sys.argv])}")
     device = device_name(torch.device("cuda" if on_cuda else "cpu"))
