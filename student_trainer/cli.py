@@ -97,7 +97,7 @@ def demo(
     """The whole way on bundled data: train a teacher, serve it, ask once per image, compare students."""
     # Deferred so that `student-trainer --help` and wrong input answer at once: torch takes seconds to import.
     from student_trainer.demo import DemoSettings, run_demo
-    from student_trainer.report import terminal_table, write_page
+    from student_trainer.reporting.comparison import terminal_table, write_page
 
     comparison = run_demo(DemoSettings(out=out, threads=default_threads(), command=typed_command()), say=print)
     Console().print(terminal_table(comparison))

@@ -15,7 +15,7 @@ from shared.errors import InputError, TeachonceError
 from shared.identity import sample_rows
 from student_trainer.config import TrainConfig
 from student_trainer.loop import RunResult, train
-from student_trainer.report import Comparison, LossResult
+from student_trainer.reporting.comparison import Comparison, LossResult
 from student_trainer.server_process import serving
 
 DATASET = "digits"

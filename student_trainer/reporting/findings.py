@@ -7,6 +7,9 @@ from student_trainer.reporting.grid import Cell, Panel
 from student_trainer.reporting.statistics import PairResult
 from student_trainer.reporting.texts import interval_text, p_text, percent_text, points_text
 
+MIDPOINT = "midpoint"
+"""In the name of the control that is closest to comparing: matching the midpoint of answer and label."""
+
 
 def completeness(analysis: Analysis) -> str | None:
     """What is missing of the sweep; None where nothing is."""
@@ -17,6 +20,13 @@ def completeness(analysis: Analysis) -> str | None:
         f"This sweep is not complete: {results.cells} of {sweep.cells} cells and {len(results.trials)} of"
         f" {sweep.trials} trials are finished. The report shows what is there; more seeds may change it."
     )
+
+
+def main_question(analysis: Analysis) -> str:
+    """What `headline` answers."""
+    pairs = [pair for part in analysis.panels for pair in _closest(part)]
+    midpoint = any(MIDPOINT in pair.second for pair in pairs)
+    return f"Does comparing samples help beyond {'matching the midpoint' if midpoint else 'the controls'}?"
 
 
 def headline(analysis: Analysis) -> list[str]:
@@ -47,8 +57,8 @@ def findings(analysis: Analysis) -> list[str]:
 
 
 def _closest(part: PanelAnalysis) -> list[PairResult]:
-    """Against the control that is closest to comparing, matching the midpoint of answer and label; else against all."""
-    return [pair for pair in part.averaged if "midpoint" in pair.second] or list(part.averaged)
+    """Against the control that is closest to comparing; where it is missing, against all."""
+    return [pair for pair in part.averaged if MIDPOINT in pair.second] or list(part.averaged)
 
 
 def _verdict(pair: PairResult) -> str:

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from student_trainer.reporting.accounts import LedgerCheck, ledger_checks, ledger_problems
 from student_trainer.reporting.analysis import Analysis, PanelAnalysis
-from student_trainer.reporting.findings import completeness, findings, headline
+from student_trainer.reporting.findings import completeness, findings, headline, main_question
 from student_trainer.reporting.grid import Panel
 from student_trainer.reporting.limits import limits
 from student_trainer.reporting.palette import Theme
@@ -18,6 +16,7 @@ from student_trainer.reporting.reaching import BOOTSTRAP_SEED, RESAMPLES, Reach
 from student_trainer.reporting.results import Trial
 from student_trainer.reporting.statistics import PairResult
 from student_trainer.reporting.tables import COST_HEADINGS, accuracy_rows, cost_rows
+from student_trainer.reporting.templates import page_template
 from student_trainer.reporting.texts import (
     accuracy_text,
     calls_text,
@@ -35,49 +34,39 @@ Drawings = Mapping[Theme, bytes]
 """A figure as SVG, in both themes."""
 
 
-def environment() -> Environment:
-    """Where the pages of this project are made: unknown names are errors, texts are escaped."""
-    return Environment(
-        loader=PackageLoader("student_trainer.reporting", "."), autoescape=True, undefined=StrictUndefined
-    )
-
-
 def page(analysis: Analysis, *, accuracy: Drawings, differences: Drawings) -> str:
     """The page; figures come in both themes, so that the reader's setting picks one."""
     sweep = analysis.results.sweep
     teacher = sweep.teacher.test_accuracy
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            title=sweep.name,
-            question=sweep.question,
-            incomplete=completeness(analysis),
-            headline=headline(analysis),
-            findings=findings(analysis),
-            limits=limits(analysis),
-            protocol=protocol(analysis.results),
-            costs=cost_facts(analysis.results),
-            facts=provenance(analysis.results),
-            teacher_accuracy=None if teacher is None else percent_text(teacher),
-            seeds=analysis.seeds_text,
-            axis_plural=PLURALS[analysis.panels[0].panel.axis],
-            accuracy_image=_image(
-                accuracy,
-                alt="Test accuracy against charged teacher calls, a line per method; numbers: the table below.",
-            ),
-            difference_image=differences
-            and _image(
-                differences,
-                alt="Comparing losses against their controls, with 95 % intervals; averages: the table below.",
-            ),
-            parts=[_part(part, targets=analysis.targets) for part in analysis.panels],
-            resamples=f"{RESAMPLES:,}",
-            bootstrap_seed=BOOTSTRAP_SEED,
-            ledger_problems=ledger_problems(analysis.results),
-            ledger_rows=[_ledger_row(check) for check in ledger_checks(analysis.results)],
-            runs=[_run(trial) for trial in analysis.results.trials],
-        )
+    return page_template("page.html").render(
+        title=sweep.name,
+        question=sweep.question,
+        incomplete=completeness(analysis),
+        main_question=main_question(analysis),
+        headline=headline(analysis),
+        findings=findings(analysis),
+        limits=limits(analysis),
+        protocol=protocol(analysis.results),
+        costs=cost_facts(analysis.results),
+        facts=provenance(analysis.results),
+        teacher_accuracy=None if teacher is None else percent_text(teacher),
+        seeds=analysis.seeds_text,
+        axis_plural=PLURALS[analysis.panels[0].panel.axis],
+        accuracy_image=_image(
+            accuracy,
+            alt="Test accuracy against charged teacher calls, a line per method; numbers: the table below.",
+        ),
+        difference_image=differences
+        and _image(
+            differences,
+            alt="Comparing losses against their controls, with 95 % intervals; averages: the table below.",
+        ),
+        parts=[_part(part, targets=analysis.targets) for part in analysis.panels],
+        resamples=f"{RESAMPLES:,}",
+        bootstrap_seed=BOOTSTRAP_SEED,
+        ledger_problems=ledger_problems(analysis.results),
+        ledger_rows=[_ledger_row(check) for check in ledger_checks(analysis.results)],
+        runs=[_run(trial) for trial in analysis.results.trials],
     )
 
 

@@ -19,10 +19,11 @@ def terminal_tables(analysis: Analysis) -> Iterator[Table]:
         table = _table(
             f"{analysis.results.sweep.name} {panel.title}".strip(),
             head=(panel.axis, *(f"{budget:,} calls" for budget in panel.budgets)),
-            caption=f"test accuracy in %: mean ± sample std (seeds). {caption}",
+            caption=f"test accuracy in %: mean ± sample std over n = {analysis.seeds_text} seeds. {caption}",
         )
         for row in accuracy_rows(panel):
-            table.add_row(*row)
+            # The number of seeds stands in the caption: four budgets are to fit into 80 columns.
+            table.add_row(row[0], *(text.partition(" (")[0] for text in row[1:]))
         yield table
 
 
@@ -33,10 +34,14 @@ def published_tables(published: Sequence[PublishedCalls]) -> Iterator[Table]:
         for method, calls in pair.calls.items():
             table.add_row(method, *("–" if calls[target] is None else f"{calls[target]:g}" for target in pair.targets))
         table.add_section()
-        table.add_row("reduction, computed", *(reduction_text(pair.reduction(target)) for target in pair.targets))
+        table.add_row("reduction in %, computed", *(_bare(pair.reduction(target)) for target in pair.targets))
         if pair.printed:
-            table.add_row("reduction, printed", *(reduction_text(pair.printed[target]) for target in pair.targets))
+            table.add_row("reduction in %, printed", *(_bare(pair.printed[target]) for target in pair.targets))
         yield table
+
+
+def _bare(reduction: float | None) -> str:
+    return reduction_text(reduction).removesuffix(" %")
 
 
 def _table(title: str, *, head: Sequence[str], caption: str) -> Table:

@@ -5,9 +5,10 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from student_trainer.reporting.templates import page_template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +116,9 @@ def accuracy_plot(comparison: Comparison) -> str:
 
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the comparison as one HTML file that needs nothing else."""
-    environment = Environment(loader=PackageLoader("student_trainer", "."), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html").render(
+    page = page_template("comparison.html").render(
+        title=comparison.title,
+        question=comparison.question,
         comparison=comparison,
         rows=[row_texts(result) for result in comparison.results],
         plot=accuracy_plot(comparison),
