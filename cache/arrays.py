@@ -3,6 +3,7 @@
 Shape key: B slots asked for, S slots.
 """
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.layout import AnyArray, ArraySpec
-from cache.stitched import can_stitch, check_chunk_file, map_chunks
+from cache.stitched import advise, can_stitch, check_chunk_file, map_chunks
 from cache.zarr_documents import array_document, read_document
 from shared.errors import CorruptCacheError
 
 Ints = NDArray[np.int64]
 
+READ_AHEAD_BYTES = 128 * 2**10
+"""What Linux reads for one MADV_WILLNEED where nobody raised it, however much is asked for."""
+
 
 class SlotArray(Protocol):
     """Slots of one array, however they are stored. Slots are within [0, S): the caller has checked."""
+
+    slots: int
+    """S."""
+    size_bytes: int
+    """Bytes of all slots."""
 
     def take(self, slots: Ints, *, out: AnyArray) -> None:
         """Copy slots [B] into ``out`` [B, ...]."""
@@ -27,12 +36,18 @@ class SlotArray(Protocol):
     def head(self, slots: int) -> AnyArray:
         """The first ``slots`` slots, to be read at once; not to be kept."""
 
+    def will_need(self, slots: Ints) -> None:
+        """Slots [B] are asked for soon: have them brought into memory, without waiting."""
+
 
 class MappedArray:
     """All chunk files as one array."""
 
-    def __init__(self, files: list[Path], *, spec: ArraySpec) -> None:
+    def __init__(self, files: list[Path], *, spec: ArraySpec, slots: int) -> None:
         self._values = map_chunks(files, spec=spec)
+        self._slot_bytes = spec.slot_bytes
+        self.slots = slots
+        self.size_bytes = slots * spec.slot_bytes
 
     def take(self, slots: Ints, *, out: AnyArray) -> None:
         """See `SlotArray`."""
@@ -43,12 +58,57 @@ class MappedArray:
         """See `SlotArray`."""
         return self._values[:slots]
 
+    def advise(self, advice: int) -> None:
+        """Tell the kernel how all of it will be used."""
+        if self._values.nbytes:
+            advise(self._values, first_byte=0, end_byte=self._values.nbytes, advice=advice)
+
+    def will_need(self, slots: Ints) -> None:
+        """See `SlotArray`; neighbours are asked for together."""
+        if not len(slots):
+            return
+        starts = np.sort(slots) * self._slot_bytes
+        first_pages, end_pages = starts // mmap.PAGESIZE, (starts + self._slot_bytes - 1) // mmap.PAGESIZE + 1
+        apart = np.flatnonzero(first_pages[1:] > end_pages[:-1])
+        firsts = first_pages[np.append(0, apart + 1)] * mmap.PAGESIZE
+        ends = end_pages[np.append(apart, len(slots) - 1)] * mmap.PAGESIZE
+        for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
+            for at in range(first, end, READ_AHEAD_BYTES):
+                advise(
+                    self._values,
+                    first_byte=at,
+                    end_byte=min(at + READ_AHEAD_BYTES, end),
+                    advice=mmap.MADV_WILLNEED,
+                )
+
+
+class MemoryArray:
+    """A copy."""
+
+    def __init__(self, values: AnyArray) -> None:
+        self._values = np.array(values)
+        self.slots = len(values)
+        self.size_bytes = self._values.nbytes
+
+    def take(self, slots: Ints, *, out: AnyArray) -> None:
+        """See `SlotArray`."""
+        np.take(self._values, slots, axis=0, out=out, mode="clip")
+
+    def head(self, slots: int) -> AnyArray:
+        """See `SlotArray`."""
+        return self._values[:slots]
+
+    def will_need(self, slots: Ints) -> None:
+        """See `SlotArray`; it is here."""
+
 
 class ChunkwiseArray:
     """Chunk by chunk, for what cannot be mapped as one: other platforms, other codecs, other grids."""
 
-    def __init__(self, load: Callable[[int], AnyArray], *, spec: ArraySpec, chunk_slots: int) -> None:
+    def __init__(self, load: Callable[[int], AnyArray], *, spec: ArraySpec, chunk_slots: int, slots: int) -> None:
         self._load = load
+        self.slots = slots
+        self.size_bytes = slots * spec.slot_bytes
         self._spec = spec
         self._chunk_slots = chunk_slots
 
@@ -67,13 +127,16 @@ class ChunkwiseArray:
             out[first : first + len(part)] = part
         return out
 
+    def will_need(self, slots: Ints) -> None:
+        """See `SlotArray`; chunks are read when they are asked for."""
+
 
 def open_own_array(folder: Path, *, spec: ArraySpec, slots: int) -> SlotArray:
     """The first ``slots`` slots of an array that this code wrote; raises `CorruptCacheError` for a short file."""
     count = -(-slots // spec.chunk_slots)
     files = [folder / spec.chunk_name(index) for index in range(count)]
     if can_stitch(spec):
-        return MappedArray(files, spec=spec)
+        return MappedArray(files, spec=spec, slots=slots)
     for file in files:
         check_chunk_file(file, spec=spec)
 
@@ -81,7 +144,7 @@ def open_own_array(folder: Path, *, spec: ArraySpec, slots: int) -> SlotArray:
         shape = (spec.chunk_slots, *spec.shape)
         return np.memmap(files[index], dtype=spec.numpy_dtype, mode="r", shape=shape)
 
-    return ChunkwiseArray(load, spec=spec, chunk_slots=spec.chunk_slots)
+    return ChunkwiseArray(load, spec=spec, chunk_slots=spec.chunk_slots, slots=slots)
 
 
 def open_array(folder: Path, *, slots: int | None = None) -> tuple[ArraySpec, int, SlotArray]:
@@ -116,4 +179,5 @@ def _open_foreign(folder: Path, *, spec: ArraySpec) -> tuple[ArraySpec, int, Slo
     def load(index: int) -> AnyArray:
         return np.asarray(array[index * chunk_slots : (index + 1) * chunk_slots])
 
-    return spec, array.shape[0], ChunkwiseArray(load, spec=spec, chunk_slots=chunk_slots)
+    slots = array.shape[0]
+    return spec, slots, ChunkwiseArray(load, spec=spec, chunk_slots=chunk_slots, slots=slots)

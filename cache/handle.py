@@ -3,7 +3,7 @@
 Shape key: B slots, N rows, S slots.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.arrays import SlotArray, open_own_array
-from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, AnyArray, ArraySpec
+from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, AnyArray, ArraySpec, Bytes
 from cache.ledger_schema import SLOT_BITS
 from cache.slot_index import SlotIndex
 from cache.tail import Entry, Tail
@@ -119,9 +119,9 @@ class CacheHandle:
         """Learn all slots, once, when the tail is loaded."""
         if self.tail.start:
             rows, views = (self._parts[0][name].head(self.tail.start) for name in ("rows", "views"))
-            self._slots.extend(rows.astype(np.int64), views.astype(np.int64), first_slot=0)
+            self._slots.extend(rows, views, first_slot=0)
         rows, views = (self.tail.values(name, first=self.tail.start, end=self.tail.end) for name in ("rows", "views"))
-        self._slots.extend(rows.astype(np.int64), views.astype(np.int64), first_slot=self.tail.start)
+        self._slots.extend(rows, views, first_slot=self.tail.start)
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Take on entries that are durable."""
@@ -130,10 +130,12 @@ class CacheHandle:
         for entry in entries:
             self._slots.add(entry.row, entry.view, slot=entry.slot)
 
-    def all_keys(self) -> NDArray[np.uint8]:
-        """Keys of all slots, uint8 [S, 32]."""
-        tail = self.tail.values("keys", first=self.tail.start, end=self.tail.end)
-        return np.concatenate([self._parts[0]["keys"].head(self.tail.start), tail]) if self.tail.start else tail
+    def all_keys(self) -> Iterator[tuple[int, Bytes]]:
+        """Keys of all slots, uint8 [n, 32] each with the slot that it begins at; those on disk are not copied."""
+        whole, tail = self._parts
+        if tail.start:
+            yield 0, whole["keys"].head(tail.start)
+        yield tail.start, tail.values("keys", first=tail.start, end=tail.end)
 
     def take(self, name: str, slots: NDArray[np.int64]) -> AnyArray:
         """Slots [B] of one array, folded or not, a copy in the stored dtype; waits for nobody."""

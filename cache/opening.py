@@ -9,7 +9,7 @@ import numpy as np
 
 from cache.atomic_file import make_folders
 from cache.fold import recover_block
-from cache.handle import CacheHandle, Kind, Place
+from cache.handle import CacheHandle, Kind, Place, place_from
 from cache.journal import folded_entry, forget_entries, read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
@@ -142,7 +142,7 @@ class Teachers:
 
     def add_key(self, teacher_id: str, *, kind: Kind, key: bytes, number: int) -> None:
         """A key was answered for the first time."""
-        self._keys[teacher_id].setdefault(kind, KeyIndex()).add(key, number)
+        self._keys[teacher_id].setdefault(kind, KeyIndex(self._key_of)).add(key, number)
 
     def canonical(self, places: Sequence[Place]) -> list[int]:
         """Numbers of the places that first answered these places' keys."""
@@ -184,6 +184,10 @@ class Teachers:
         self.publish(handle)
         return handle
 
+    def _key_of(self, number: int) -> bytes:
+        place = place_from(number)
+        return self._handles[place.cache].key(place.slot)
+
     def _is_stale(self, record: CacheRecord) -> bool:
         """Whether its Zarr documents say something else than the ledger, or nothing that can be read."""
         folder = record.folder(self._path)
@@ -205,11 +209,11 @@ class Teachers:
             if record.teacher.id == teacher_id:
                 with sqlite_errors(self._path / LEDGER):
                     handle = self._load(record)
-                first = np.ones(handle.num_slots, dtype=np.bool_)
-                first[list(handle.aliases)] = False
-                slots = np.flatnonzero(first)
-                numbers = slots + (handle.index << SLOT_BITS)
-                kinds.setdefault(handle.kind, KeyIndex()).extend(handle.all_keys()[slots], numbers)
+                index = kinds.setdefault(handle.kind, KeyIndex(self._key_of))
+                for first_slot, keys in handle.all_keys():
+                    index.extend(
+                        keys, base=handle.index << SLOT_BITS, first_slot=first_slot, without=handle.aliases.keys()
+                    )
         self._keys[teacher_id] = kinds
 
     def _load(self, record: CacheRecord) -> CacheHandle:

@@ -3,16 +3,18 @@
 Shape key: B rows asked for, N rows, S slots, V views.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.catalog import read_catalog, select
+from cache.epoch import epoch_order, epoch_slices
 from cache.layout import AnyArray, Bytes
+from cache.placement import ORDERS, Order
 from cache.sameness import KeyedDataset, check_same_images
 from cache.snapshot import Snapshot, read_snapshot
 from shared.descriptions import DatasetDescription, TeacherDescription
@@ -25,10 +27,17 @@ Ints = NDArray[np.int64]
 class CacheReader:
     """One teacher's answers about one data set, as of `open` or the last `refresh`."""
 
-    def __init__(self, path: Path, *, teacher: str | None, dataset: str | None, journal: bool) -> None:
+    def __init__(
+        self, path: Path, *, teacher: str | None, dataset: str | None, journal: bool, order: Order, in_memory: bool
+    ) -> None:
         """Use `open`."""
+        if order not in ORDERS:
+            raise InputError(f"unknown order {order!r}; known: {', '.join(ORDERS)}")
         self._path = path
         self._journal = journal
+        self._in_memory = in_memory
+        self.order: Order = order
+        """How `epoch` visits answers."""
         entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
         self.teacher: TeacherDescription = entry.teacher
         self.dataset: DatasetDescription = entry.dataset
@@ -36,20 +45,44 @@ class CacheReader:
         """Names of what is kept."""
         self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs}
         """Stored dtype of each output."""
-        self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal)
+        self._last_view = view_count(self.dataset.view_policy) if self.dataset.rows else 0
+        self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal, in_memory=in_memory)
 
     @classmethod
     def open(
-        cls, path: Path | str, teacher: str | None = None, dataset: str | None = None, journal: bool = False
+        cls,
+        path: Path | str,
+        teacher: str | None = None,
+        dataset: str | None = None,
+        journal: bool = False,
+        *,
+        order: Order = "random",
+        in_memory: bool = False,
     ) -> Self:
         """Open the cache in the folder ``path``.
 
         ``teacher`` is an id or its beginning, ``dataset`` is ``NAME/SPLIT``; both optional where one holds answers.
-        ``journal`` adds answers that are committed but not folded yet (needs the ledger).
+        ``journal`` adds answers that are committed but not folded yet (needs the ledger). ``order`` is that of `epoch`:
+        "random", or "window" for answers that do not fit into memory, on a disk that seeks slowly. ``in_memory`` copies
+        the answers: gathering is somewhat faster, opening slower, and other processes no longer share them.
         Raises `IdentityError` for a cache of another teacher, `UnknownNameError` for a data set it does not have,
         `CorruptCacheError` for files that are damaged or short, `InputError`.
         """
-        return cls(Path(path), teacher=teacher, dataset=dataset, journal=journal)
+        return cls(Path(path), teacher=teacher, dataset=dataset, journal=journal, order=order, in_memory=in_memory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process (a spawned DataLoader worker) the same files are opened again, the pages are shared."""
+        return _reopen, (
+            type(self),
+            {
+                "path": self._path,
+                "teacher": self.teacher.id,
+                "dataset": self.dataset.name,
+                "journal": self._journal,
+                "order": self.order,
+                "in_memory": self._in_memory,
+            },
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +99,7 @@ class CacheReader:
     def refresh(self) -> None:
         """See what was folded (or, with ``journal``, committed) since."""
         entry = select(read_catalog(self._path), path=self._path, teacher=self.teacher.id, dataset=self.dataset.name)
-        self._open = read_snapshot(self._path, entry=entry, journal=self._journal)
+        self._open = read_snapshot(self._path, entry=entry, journal=self._journal, in_memory=self._in_memory)
 
     @property
     def _now(self) -> Snapshot:
@@ -101,19 +134,64 @@ class CacheReader:
         return mask
 
     def gather(
-        self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] | str | None = None
+        self,
+        rows: ArrayLike,
+        view: int | ArrayLike = 0,
+        outputs: Sequence[str] | str | None = None,
+        out: Mapping[str, AnyArray] | None = None,
     ) -> dict[str, AnyArray]:
         """Answers about rows [B], arrays [B, ...] in the stored dtype; ``view`` is one for all or an array [B].
 
-        ``outputs`` names what is wanted, one or several; None: all that is kept.
+        ``outputs`` names what is wanted, one or several; None: all that ``out`` has, or all that is kept. ``out`` holds
+        arrays by name, contiguous and of the result's shape and dtype, that are written into and returned.
         Raises `MissingRowsError`, `RowRangeError`, `OutputNotCachedError`.
         """
+        into = out or {}
+        outputs = self._named(tuple(into) or None if outputs is None else outputs)
+        slots = self._slots(rows, view=view)
+        now = self._now
+        return {name: now.take(name, slots, out=into.get(name)) for name in outputs}
+
+    def prefetch(self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] | str | None = None) -> None:
+        """Rows [B] will be gathered soon: where not all fits into memory, have them read meanwhile; errors as there."""
+        slots = self._slots(rows, view=view)
+        for name in self._named(outputs):
+            self._now.will_need(name, slots)
+
+    def epoch(
+        self,
+        rows: ArrayLike,
+        *,
+        batch: int = 256,
+        view: int | ArrayLike = 0,
+        outputs: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> Iterator[tuple[Ints, dict[str, AnyArray]]]:
+        """Every item of rows [n] under its view once, in batches of (positions in ``rows`` [B], answers by output).
+
+        Shuffled by ``seed`` as the reader's `order` says, and read ahead where not all fits into memory.
+        """
+        if batch < 1:
+            raise InputError(f"batches of {batch} answers; use 1 or more")
+        names, now = self._named(outputs), self._now
+        slots = self._slots(rows, view=view)
+        visited = epoch_order(slots, order=self.order, seed=seed)
+        slots = slots[visited]
+
+        def will_need(soon: Ints) -> None:
+            for name in names:
+                now.will_need(name, soon)
+
+        for piece in epoch_slices(slots, batch=batch, order=self.order, will_need=None if now.fits else will_need):
+            yield visited[piece], {name: now.take(name, slots[piece]) for name in names}
+
+    def _named(self, outputs: Sequence[str] | str | None) -> Sequence[str]:
+        """What is wanted, every one kept here."""
         outputs = self.outputs if outputs is None else (outputs,) if isinstance(outputs, str) else outputs
         for name in outputs:
             if name not in self.outputs:
                 raise OutputNotCachedError(f"{name!r} is not in this cache; it keeps {', '.join(self.outputs)}")
-        slots = self._slots(rows, view=view)
-        return {name: self._now.take(name, slots) for name in outputs}
+        return outputs
 
     def labels(self, rows: ArrayLike, view: int | ArrayLike = 0) -> Ints:
         """Labels [B] of cached rows, -1 for uploads; errors as in `gather`."""
@@ -142,11 +220,13 @@ class CacheReader:
         if not isinstance(chosen, int) and chosen.shape not in ((), rows.shape):
             raise InputError(f"{chosen.size} views for {len(rows)} rows: give one view, or one per row")
         # View 0 beside those that the policy numbers; uploads have no other.
-        last = view_count(self.dataset.view_policy) if self.dataset.rows else 0
-        wrong = np.flatnonzero((np.asarray(chosen) < 0) | (np.asarray(chosen) > last))
-        if len(wrong):
-            first = int(np.asarray(chosen).reshape(-1)[wrong[0]])
-            raise RowRangeError(f"view {first} does not exist under {self.view_policy}: use 0 to {last}")
+        last = self._last_view
+        if isinstance(chosen, int):
+            wrong = [] if 0 <= chosen <= last else [chosen]
+        else:
+            wrong = chosen[(chosen < 0) | (chosen > last)].reshape(-1)[:1].tolist()
+        if wrong:
+            raise RowRangeError(f"view {wrong[0]} does not exist under {self.view_policy}: use 0 to {last}")
         slots = self._now.index.slots_of(rows, view=chosen)
         if len(slots) and slots.min() < 0:
             raise self._missing(rows[slots < 0], view=chosen)
@@ -171,6 +251,10 @@ class CacheReader:
             rows=rows.tolist(),
             view=view if isinstance(view, int) else None,
         )
+
+
+def _reopen(reader: type[CacheReader], arguments: dict[str, Any]) -> CacheReader:
+    return reader(**arguments)
 
 
 def _integers(values: ArrayLike, *, what: str) -> Ints:

@@ -4,6 +4,7 @@ Shape key: B slots asked for, N rows, S slots.
 """
 
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from cache.arrays import SlotArray, open_array
 from cache.catalog import CatalogEntry
 from cache.journal import read_entries
-from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray
+from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray, ArraySpec
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.placement import place_arrays
 from cache.slot_index import SlotIndex
 from cache.tail import Tail
 from shared.errors import CorruptCacheError, InputError
@@ -24,7 +26,7 @@ Ints = NDArray[np.int64]
 class Snapshot:
     """Folded slots, then journalled ones."""
 
-    def __init__(self, entry: CatalogEntry, *, folded: int | None, tail: Tail | None) -> None:
+    def __init__(self, entry: CatalogEntry, *, folded: int | None, tail: Tail | None, in_memory: bool = False) -> None:
         """``folded``: the ledger's mark where it is known; shapes may lag behind it, never run ahead."""
         specs = (*entry.specs, *INDEX_ARRAYS)
         opened = {spec.name: open_array(entry.folder / spec.name, slots=folded) for spec in specs}
@@ -39,15 +41,28 @@ class Snapshot:
         # A fold lifts the shapes one after another: what all arrays hold is what is there.
         self.folded = min(slots for _, slots, _ in opened.values())
         self._arrays: dict[str, SlotArray] = {name: array for name, (_, _, array) in opened.items()}
+        answers, self.fits = place_arrays(
+            {spec.name: self._arrays[spec.name] for spec in entry.specs}, in_memory=in_memory
+        )
+        """Whether all answers fit into memory."""
+        self._arrays |= answers
         self._tail = tail if tail is not None and tail.end > self.folded else None
         self.slots = self.folded if self._tail is None else self._tail.end
         self.index = SlotIndex(num_rows=entry.dataset.rows)
-        rows, views = self.column("rows"), self.column("views")
+        self._learn(*(self._arrays[name].head(self.folded) for name in ("rows", "views")), entry=entry, first_slot=0)
+        if self._tail is not None:
+            late = [self._tail.values(name, first=self.folded, end=self.slots) for name in ("rows", "views")]
+            self._learn(*late, entry=entry, first_slot=self.folded)
+
+    @cached_property
+    def num_views(self) -> int:
+        """Views that have an answer."""
+        return len(self.index.counts())
+
+    def _learn(self, rows: AnyArray, views: AnyArray, *, entry: CatalogEntry, first_slot: int) -> None:
         if len(rows) and entry.dataset.rows and not 0 <= rows.min() <= rows.max() < entry.dataset.rows:
             raise CorruptCacheError(f"{entry.folder} holds rows that {entry.dataset.name} does not have: restore it")
-        self.index.extend(rows, views, first_slot=0)
-        self.num_views = len(np.unique(views))
-        """Views that have an answer."""
+        self.index.extend(rows, views, first_slot=first_slot)
 
     def column(self, name: str) -> Ints:
         """All slots of an index array of integers, int64 [S]."""
@@ -57,10 +72,18 @@ class Snapshot:
         late = self._tail.values(name, first=self.folded, end=self._tail.end)
         return np.concatenate([values, late.astype(np.int64)])
 
-    def take(self, name: str, slots: Ints) -> AnyArray:
-        """Slots [B] of one array in the stored dtype."""
+    def will_need(self, name: str, slots: Ints) -> None:
+        """Slots [B] of one array are asked for soon."""
+        if not self.fits:
+            self._arrays[name].will_need(slots[slots < self.folded])
+
+    def take(self, name: str, slots: Ints, *, out: AnyArray | None = None) -> AnyArray:
+        """Slots [B] of one array in the stored dtype, written into ``out`` if given."""
         spec = self.specs[name]
-        values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype)
+        shape = (len(slots), *spec.shape)
+        values = (
+            np.empty(shape, dtype=spec.numpy_dtype) if out is None else _checked(out, name=name, shape=shape, spec=spec)
+        )
         if self._tail is None:
             self._arrays[name].take(slots, out=values)
             return values
@@ -72,12 +95,22 @@ class Snapshot:
         return values
 
 
-def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool) -> Snapshot:
+def _checked(out: AnyArray, *, name: str, shape: tuple[int, ...], spec: ArraySpec) -> AnyArray:
+    """A caller's array, if answers can be written into it as they are."""
+    if out.shape == shape and out.dtype == spec.numpy_dtype and out.flags.c_contiguous and out.flags.writeable:
+        return out
+    raise InputError(
+        f"{name} cannot be written into {out.dtype} {list(out.shape)}: "
+        f"give a contiguous, writeable array of {spec.dtype} {list(shape)}"
+    )
+
+
+def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool, in_memory: bool = False) -> Snapshot:
     """What is committed now; ``journal`` adds what is not folded yet, from the ledger in the cache's folder."""
     if not journal:
-        return Snapshot(entry, folded=None, tail=None)
+        return Snapshot(entry, folded=None, tail=None, in_memory=in_memory)
     folded, tail = _read_journal(path, entry=entry)
-    return Snapshot(entry, folded=folded, tail=tail)
+    return Snapshot(entry, folded=folded, tail=tail, in_memory=in_memory)
 
 
 def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:

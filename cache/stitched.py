@@ -5,7 +5,9 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,31 +27,41 @@ def can_stitch(spec: ArraySpec) -> bool:
 
 
 def check_chunk_file(file: Path, *, spec: ArraySpec) -> None:
-    """Raise `CorruptCacheError` unless a chunk file is there in full: reading past its end would kill the process."""
+    """Raise `CorruptCacheError` unless a chunk file is there in full."""
+    with _open_whole(file, size=spec.chunk_bytes):
+        pass
+
+
+@contextmanager
+def _open_whole(file: Path, *, size: int) -> Iterator[int]:
+    """A descriptor of a chunk file that is there in full: reading past its end would kill the process."""
     try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        size = 0
-    if size != spec.chunk_bytes:
-        raise CorruptCacheError(
-            f"{file} has {size} bytes instead of {spec.chunk_bytes}: restore it from a copy of the cache"
-        )
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise _not_whole(file, found=0, size=size) from error
+    try:
+        # Of the file that is opened: the name may stand for another one in a moment.
+        if (found := os.fstat(descriptor).st_size) != size:
+            raise _not_whole(file, found=found, size=size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _not_whole(file: Path, *, found: int, size: int) -> CorruptCacheError:
+    return CorruptCacheError(f"{file} has {found} bytes instead of {size}: restore it from a copy of the cache")
 
 
 def map_chunks(files: Sequence[Path], *, spec: ArraySpec) -> AnyArray:
     """Array [len(files) * chunk_slots, ...] over chunk files; unmapped when the last view of it goes.
 
-    Files are checked before they are mapped, and no descriptor stays open. A file renamed over later is not seen.
+    Each file is checked before it is mapped, and no descriptor stays open. A file renamed over later is not seen.
     """
-    for file in files:
-        check_chunk_file(file, spec=spec)
     if not files:
         return np.empty((0, *spec.shape), dtype=spec.numpy_dtype)
-    size = spec.chunk_bytes * len(files)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    chunk_bytes = spec.chunk_bytes
+    size = chunk_bytes * len(files)
+    libc = _libc()
     reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     base = _checked(libc.mmap(None, size, _PROT_NONE, reserve, -1, 0))
     buffer = (ctypes.c_char * size).from_address(base)
@@ -58,16 +70,23 @@ def map_chunks(files: Sequence[Path], *, spec: ArraySpec) -> AnyArray:
     # The process's end unmaps by itself; doing it earlier would pull the ground from under whoever still reads.
     unmap.atexit = False
     for index, file in enumerate(files):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            at = base + index * spec.chunk_bytes
+        with _open_whole(file, size=chunk_bytes) as descriptor:
+            at = base + index * chunk_bytes
             flags = mmap.MAP_SHARED | _MAP_FIXED
-            _checked(libc.mmap(at, spec.chunk_bytes, mmap.PROT_READ, flags, descriptor, 0))
-        finally:
-            os.close(descriptor)
+            _checked(libc.mmap(at, chunk_bytes, mmap.PROT_READ, flags, descriptor, 0))
     array: AnyArray = np.frombuffer(memoryview(buffer), dtype=spec.numpy_dtype).reshape(-1, *spec.shape)
     array.flags.writeable = False
     return array
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
 
 
 def _checked(address: int | None) -> int:
@@ -75,3 +94,9 @@ def _checked(address: int | None) -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map chunk files: {os.strerror(code)}")
     return address
+
+
+def advise(array: AnyArray, *, first_byte: int, end_byte: int, advice: int) -> None:
+    """Tell the kernel how bytes [first_byte, end_byte) of a mapped array will be used, such as `mmap.MADV_RANDOM`."""
+    first = first_byte - first_byte % mmap.PAGESIZE
+    _libc().madvise(array.ctypes.data + first, end_byte - first, advice)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from cache.catalog import read_catalog
 from cache.info import describe_cache
+from cache.key_index import KeyIndex
 from cache.layout import LEDGER
+from cache.ledger_schema import SLOT_BITS
 from cache.reader import CacheReader
 from shared.datasets.base import ImageDataset
 from shared.errors import IdentityError
@@ -23,9 +25,15 @@ class CachedAlready:
     def __init__(self, readers: dict[str, CacheReader], *, budgets: dict[str, Any]) -> None:
         self._readers = readers
         self._budgets = budgets
-        self._keys = {
-            key.tobytes() for reader in readers.values() for key in reader.slot_keys(np.arange(reader.num_slots))
-        }
+        # Numbered one cache after another.
+        self._caches = list(readers.values())
+        self._keys = KeyIndex(self._key_of)
+        for number, reader in enumerate(self._caches):
+            self._keys.extend(reader.slot_keys(np.arange(reader.num_slots)), base=number << SLOT_BITS, first_slot=0)
+
+    def _key_of(self, number: int) -> bytes:
+        slot = np.array([number & ((1 << SLOT_BITS) - 1)])
+        return self._caches[number >> SLOT_BITS].slot_keys(slot).tobytes()
 
     @classmethod
     def open(cls, path: Path, *, teacher: str) -> Self:
@@ -54,7 +62,7 @@ class CachedAlready:
 
     def has_key(self, key: bytes) -> bool:
         """Whether the teacher has answered these pixels, in any data set."""
-        return key in self._keys
+        return self._keys.get(key) is not None
 
     def remaining(self, run: str, *, budget: int | None) -> int | None:
         """Calls that a run may still make, under ``budget`` or the one it has; None where nothing bounds it."""

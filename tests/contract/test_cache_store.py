@@ -3,6 +3,7 @@
 Shape key: B answers, C classes, D feature width, N rows.
 """
 
+import multiprocessing
 import os
 import sqlite3
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import zarr
 
+from cache.epoch import epoch_order
 from cache.info import describe_cache
 from cache.reader import CacheReader
 from cache.writer import AnswerBatch, CacheHandle, CacheWriter, Place
@@ -828,6 +831,74 @@ class TestReading:
         with pytest.raises(InputError, match="2 views for 1 rows"):
             reader.gather([1], view=[0, 0])
         assert reader.gather([])["logits"].shape == (0, 5)
+
+    def test_gather_writes_into_the_callers_arrays(self, filled: tuple[Path, list[int]]) -> None:
+        path, rows = filled
+        with CacheReader.open(path, journal=True) as reader:
+            wanted = rows[3:7]
+            out = {"features": np.empty((4, 3), np.float16)}
+            batch = reader.gather(wanted, out=out)
+            assert list(batch) == ["features"]
+            assert batch["features"] is out["features"]
+            np.testing.assert_array_equal(out["features"], stored(wanted)["features"])
+            frozen = np.empty((4, 3), np.float16)
+            frozen.flags.writeable = False
+            for wrong in (np.empty((3, 3), np.float16), np.empty((4, 3), np.float32), np.empty((3, 4), "e").T, frozen):
+                with pytest.raises(InputError, match=r"contiguous, writeable array of float16 \[4, 3\]"):
+                    reader.gather(wanted, out={"features": wrong})
+
+    @pytest.mark.parametrize("free", [10**12, 1000])
+    @pytest.mark.parametrize("order", ["random", "window"])
+    def test_an_epoch_visits_every_item_once_in_an_order_that_its_seed_fixes(
+        self, filled: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch, order: Any, free: int
+    ) -> None:
+        """Also where the answers do not fit into memory, and are read ahead."""
+        monkeypatch.setattr("cache.placement.host_free_bytes", lambda: free)
+        path, rows = filled
+        with CacheReader.open(path, journal=True, order=order) as reader:
+            reader.prefetch(rows[:20])
+            visits = []
+            for seed in (1, 1, 2):
+                seen = list(reader.epoch(rows, batch=64, seed=seed))
+                assert [len(at) for at, _ in seen[:-1]] == [64] * (len(seen) - 1)
+                for at, batch in seen:
+                    np.testing.assert_array_equal(batch["logits"], stored([rows[i] for i in at])["logits"])
+                visits.append(np.concatenate([at for at, _ in seen]).tolist())
+            assert visits[0] == visits[1] != visits[2]
+            assert sorted(visits[2]) == list(range(len(rows)))
+            assert list(reader.epoch([])) == []
+
+    def test_a_window_holds_neighbours_in_another_order(self) -> None:
+        slots = np.random.default_rng(0).permutation(200_000)
+        visited = slots[epoch_order(slots, order="window", seed=0)]
+        window = np.sort(visited[:65_536])
+        assert len(np.flatnonzero(np.diff(window) > 1)) < 512, "a window is made of whole blocks"
+        assert window[-1] - window[0] > 150_000, "from all over the cache"
+        assert np.abs(np.diff(visited)).mean() > 20_000, "and mixed"
+
+    def test_answers_in_memory_outlive_their_files(self, filled: tuple[Path, list[int]]) -> None:
+        path, rows = filled
+        with CacheReader.open(path, journal=True, in_memory=True) as reader:
+            for file in path.rglob("logits/c.*"):
+                file.write_bytes(bytes(file.stat().st_size))
+            np.testing.assert_array_equal(reader.gather(rows[:50])["logits"], stored(rows[:50])["logits"])
+
+    def test_a_copy_that_does_not_fit_and_an_unknown_order_are_refused(
+        self, filled: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, _ = filled
+        monkeypatch.setattr("cache.placement.host_free_bytes", lambda: 1000)
+        with pytest.raises(InputError, match=r"do not fit into 60% of the 1\.0 kB"):
+            CacheReader.open(path, in_memory=True)
+        with pytest.raises(InputError, match="unknown order 'sorted'; known: random, window"):
+            CacheReader.open(path, order="sorted")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_worker_processes_read_the_same(self, filled: tuple[Path, list[int]], method: str) -> None:
+        path, rows = filled
+        with CacheReader.open(path) as reader, multiprocessing.get_context(method).Pool(1) as pool:
+            batch = pool.apply_async(methodcaller("gather", rows[:30]), (reader,)).get(60)
+        np.testing.assert_array_equal(batch["logits"], stored(rows[:30])["logits"])
 
     def test_several_caches_must_be_told_apart(self, writer: CacheWriter, train: CacheHandle) -> None:
         other = replace(TEACHER, id="vgg8-ffffffffffff", arch="vgg8")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cache.fold import write_chunks
 from cache.key_index import KeyIndex
 from cache.layout import ArraySpec, dataset_folder, output_specs
 from cache.ledger import Ledger
+from cache.ledger_schema import SLOT_BITS
 from cache.lock import WriterLock
 from cache.slot_index import SlotIndex
 from shared.errors import CacheLockedError, CorruptCacheError, DiskFullError, InputError, UnknownNameError
@@ -31,11 +33,22 @@ ROWS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), unique=True, m
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=ROWS, loaded=st.integers(0, 60), merge_at=st.integers(1, 5))
-def test_a_slot_index_agrees_with_a_dictionary(pairs: list[tuple[int, int]], loaded: int, merge_at: int) -> None:
+@given(
+    pairs=ROWS,
+    loaded=st.integers(0, 60),
+    merge_at=st.integers(1, 5),
+    piece=st.integers(1, 70),
+    table_from=st.sampled_from([0, 2, 8, 1000]),
+)
+def test_a_slot_index_agrees_with_a_dictionary(
+    pairs: list[tuple[int, int]], *, loaded: int, merge_at: int, piece: int, table_from: int
+) -> None:
+    """With tables for no view but 0, for some, and for all."""
     index = SlotIndex(num_rows=31)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slot_index, "MERGE_AT", merge_at)
+        patch.setattr(slot_index, "PIECE", piece)
+        patch.setattr(slot_index, "TABLE_FROM", table_from)
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)[:loaded]
         index.extend(rows[:, 0], rows[:, 1], first_slot=0)
         for slot, (row, view) in enumerate(pairs[loaded:], start=len(rows)):
@@ -55,11 +68,31 @@ def test_a_slot_index_agrees_with_a_dictionary(pairs: list[tuple[int, int]], loa
 
 
 def test_of_two_slots_of_one_row_the_first_counts() -> None:
-    for view in (0, 2):
-        index = SlotIndex(num_rows=5)
-        index.extend(np.array([3, 3]), np.array([view, view]), first_slot=0)
-        index.extend(np.array([3]), np.array([view]), first_slot=2)
+    for num_rows, view in ((5, 0), (5, 2), (5000, 2), (1 << 39, 2)):
+        index = SlotIndex(num_rows=0)
+        index.num_rows = num_rows
+        index.extend(np.array([3, 1, 3]), np.array([view] * 3), first_slot=0)
+        index.extend(np.array([3]), np.array([view]), first_slot=3)
         assert index.slot_of(3, view) == 0
+        assert index.counts() == {view: 2}
+
+
+def test_an_index_of_many_sparse_views_is_small() -> None:
+    """3 % of a million rows under each of 40 views, in no order."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.choice(10**6, 30_000, replace=False) for _ in range(40)])
+    views = np.repeat(np.arange(1, 41), 30_000)
+    order = rng.permutation(len(rows))
+    rows, views = rows[order], views[order]
+    tracemalloc.start()
+    index = SlotIndex(num_rows=10**6)
+    index.extend(rows, views, first_slot=0)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 4 * 10**6 + 13 * len(rows)
+    assert peak < 2 * 4 * 10**6 + 60 * len(rows)
+    asked = rng.permutation(len(rows))[:1000]
+    np.testing.assert_array_equal(index.slots_of(rows[asked], view=views[asked]), asked)
 
 
 def test_uploads_grow_a_slot_index() -> None:
@@ -77,13 +110,26 @@ def test_a_key_index_tells_keys_with_a_common_beginning_apart(monkeypatch: pytes
     keys = rng.integers(0, 256, (300, 32), dtype=np.uint8)
     keys[:, :8] %= 2
     keys[:50, :8] = 255
-    index = KeyIndex()
-    index.extend(keys[:100], np.arange(100))
-    for number in range(100, 300):
-        index.add(keys[number].tobytes(), number)
-    assert [index.get(key.tobytes()) for key in keys] == list(range(300))
+    # Two caches in turn, as places are numbered.
+    numbers = [((at // 30 % 2) << SLOT_BITS) + at for at in range(300)]
+    known = {number: keys[at].tobytes() for at, number in enumerate(numbers)}
+    index = KeyIndex(known.__getitem__)
+    index.extend(keys[:100], base=7 << SLOT_BITS, first_slot=0, without=range(100))
+    for at, number in enumerate(numbers):
+        index.add(keys[at].tobytes(), number)
+    assert [index.get(key.tobytes()) for key in keys] == numbers
     assert index.get(bytes([255] * 32)) is None
     assert len(index) == 300
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_keys_learned_at_once_are_found_but_for_those_left_out(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(key_index, "PIECE", piece)
+    keys = np.random.default_rng(0).integers(0, 2, (30, 32), dtype=np.uint8)
+    index = KeyIndex(lambda number: keys[number - (3 << SLOT_BITS) - 40].tobytes())
+    index.extend(keys, base=3 << SLOT_BITS, first_slot=40, without={41, 60})
+    found = [index.get(key.tobytes()) for key in keys]
+    assert found == [None if at in (1, 20) else (3 << SLOT_BITS) + 40 + at for at in range(30)]
 
 
 @pytest.mark.parametrize(
