@@ -14,7 +14,8 @@ SHADES = " ░▒▓█"
 PLAIN_SHADES = " .:*#"
 """The same in ASCII."""
 MOST_LINES = 18
-MOST_COLUMNS = 60
+MOST_COLUMNS = 54
+"""With its frame, a picture is as wide as a terminal of 80."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class CoverageLine:
 def measure_coverage(
     present: Callable[[int], NDArray[np.bool_]], *, rows: int, views: Sequence[int]
 ) -> list[CoverageLine]:
-    """At most 18 lines of at most 60 blocks for these views, ascending; ``present`` says which rows [N] a view has."""
+    """At most 18 lines of at most 54 blocks for these views, ascending; ``present`` says which rows [N] a view has."""
     if not rows or not views:
         return []
     edges = np.linspace(0, rows, min(rows, MOST_COLUMNS) + 1).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache.adoption import adopt_answers
+from cache.adoption import adopt_answers, count_missing
 from cache.agreement import check_agreement
 from cache.answer_source import CacheAnswers, slot_ranges
 from cache.catalog import read_catalog
@@ -151,12 +151,17 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
     contents = {
         part.dataset.name: {"slots": part.num_slots, "keys": _digest(part, part.num_slots)} for part in source.parts
     }
+    missing = {
+        handles[part.dataset.name].index: count_missing(handles[part.dataset.name], writer=writer, source=part)
+        for part in source.parts
+    }
     with writer.ledger() as ledger:
         note, numbers, added = add_costs(
             ledger,
             source.costs,
             source=source.path,
             numbers=numbers,
+            missing=missing,
             contents=contents,
             before=_merged_before(source, notes=read_upkeep(ledger.database, what="merge")),
         )

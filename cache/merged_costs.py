@@ -75,13 +75,15 @@ def add_costs(
     *,
     source: Path,
     numbers: Mapping[int, int],
+    missing: Mapping[int, int],
     contents: Mapping[str, dict[str, Any]],
     before: Upkeep | None,
 ) -> tuple[int, dict[int, int], Added]:
     """Count in ``ledger`` what ``costs`` has more than when its ledger was merged ``before``, in one transaction.
 
-    ``numbers`` are the caches here by their numbers there, ``contents`` what identifies their answers. Returns the
-    number of the note, for `finish_costs`, and the numbers that caches there, removed ones too, have here.
+    ``numbers`` are the caches here by their numbers there, ``missing`` the answers that these lack, ``contents`` what
+    identifies their answers. Returns the number of the note, for `finish_costs`, and the numbers that caches there,
+    removed ones too, have here.
     """
     known: dict[str, Any] = before.detail if before else {"numbers": {}, "counts": [], "budgets": {}, "imports": 0}
     ours = {int(there): here for there, here in known["numbers"].items()} | dict(numbers)
@@ -100,9 +102,12 @@ def add_costs(
                 (*_values(counts), run, ours[cache]),
             )
         for one in costs.imports:
-            if one.id > known["imports"]:
-                via = {"through": str(source)} | one.detail
-                note_upkeep(database, what="import", cache=numbers[one.cache or 0], detail=via)
+            number = numbers[one.cache or 0]
+            if one.id > known["imports"] and missing[number]:
+                # What is here already was not imported.
+                answers = min(one.detail["answers"], missing[number])
+                via = one.detail | {"through": str(source), "answers": answers}
+                note_upkeep(database, what="import", cache=number, detail=via)
         detail = {
             "source": str(source),
             "ledger": costs.ledger,

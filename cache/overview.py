@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cache.catalog import read_catalog
 from cache.coverage import PLAIN_SHADES, SHADES, CoverageLine, measure_coverage
 from cache.layout import LEDGER
 from cache.reader import CacheReader
@@ -29,7 +30,7 @@ def plain_lines(path: Path, described: Described) -> Iterator[str]:
     yield headline(path, described)
     for entry in described["caches"]:
         yield f"{entry['teacher']}  {entry['dataset']}"
-        yield from (f"  {name}: {value}" for name, value in _properties(entry))
+        yield from (f"  {name}: {value}" for name, value in _properties(path, entry))
         yield from (
             f"  view {line.views:<9} [{line.draw(PLAIN_SHADES)}] {_percent(line)}" for line in _cover(path, entry)
         )
@@ -43,7 +44,7 @@ def tables(path: Path, described: Described) -> Iterator[Table]:
     for entry in described["caches"]:
         # One property per line: teacher ids are long, terminals are narrow.
         table = Table(show_header=False, title=f"{entry['teacher']}  {entry['dataset']}", title_justify="left")
-        for name, value in _properties(entry):
+        for name, value in _properties(path, entry):
             table.add_row(name, value)
         yield table
         picture = Table("view", "rows, from the first to the last", "present", title_justify="left")
@@ -57,14 +58,26 @@ def tables(path: Path, described: Described) -> Iterator[Table]:
     yield runs
 
 
-def _properties(entry: Described) -> Iterator[tuple[str, str]]:
+def _properties(path: Path, entry: Described) -> Iterator[tuple[str, str]]:
     outputs = [f"{name} {output['dtype']} {output['shape']}" for name, output in entry["outputs"].items()]
     yield "answers", f"{entry['slots']} ({entry['folded']} of them in Zarr)"
     yield "rows", str(entry["rows"])
     yield "views", f"{_views(entry['present'], rows=entry['rows'])} (policy {entry['view_policy']})"
     yield "outputs", ", ".join(outputs)
     yield "teacher calls", f"{entry['teacher_calls']} ({entry['attempts']} attempts)"
+    for one in _imports(path, entry):
+        unfinished = "" if one["finished"] else "; interrupted, import it again"
+        yield "imported", f"{one['answers']} answers from {one['file']} ({one['time']}{unfinished})"
     yield "size", readable_size(entry["bytes"])
+
+
+def _imports(path: Path, entry: Described) -> list[Described]:
+    """Where answers that no teacher here was asked for are from."""
+    found: list[Described] = []
+    for cache in read_catalog(path):
+        if (cache.teacher.id, cache.dataset.name) == (entry["teacher"], entry["dataset"]):
+            found += cache.attributes.get("imported", [])
+    return found
 
 
 def _runs(budgets: Described) -> Iterator[tuple[str, ...]]:

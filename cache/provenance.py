@@ -44,7 +44,7 @@ def exported_facts(file: TensorFile) -> dict[str, Any]:
 def describe_teacher(
     file: TensorFile, *, said: Mapping[str, Any], facts: TeacherFacts, outputs: Mapping[str, AnyArray]
 ) -> TeacherDescription:
-    """The teacher of an export as it was; else one made from what the user says, never with the id of one that we ran."""
+    """The teacher of an export as it was; else one of what the user says, never with the id of one that we ran."""
     classes = outputs["logits"].shape[1]
     features = outputs["features"].shape[1] if "features" in outputs else 0
     if "teacher" in said and facts.arch is None and facts.weights is None:
