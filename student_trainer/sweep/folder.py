@@ -17,6 +17,7 @@ from student_trainer.sweep.asking import Asked
 from student_trainer.sweep.recipe import Recipe
 
 RECIPE, SWEEP, RESULTS, ASKED = "recipe.json", "sweep.json", "results.jsonl", "asked.json"
+CACHE = "cache"
 GROWING = ("budgets", "seeds", "losses")
 """Keys that may gain values later: what was trained before stays as it was."""
 
@@ -50,7 +51,7 @@ class SweepFolder:
     @property
     def cache(self) -> Path:
         """Answers that this sweep asked for."""
-        return self.path / "cache"
+        return self.path / CACHE
 
     @property
     def rows(self) -> Path:
@@ -67,8 +68,8 @@ class SweepFolder:
             raise InputError(f"{self.path} is a file; choose another --out")
         if not self.path.exists() or (self.path / RECIPE).exists():
             return
-        # Killed before its first file, a sweep leaves its lock behind.
-        if any(item.name != LOCK for item in self.path.iterdir()):
+        # Killed before its first file, a sweep leaves its lock behind; `--plan`, what it learnt of the image files.
+        if any(item.name not in {LOCK, CACHE} for item in self.path.iterdir()):
             raise InputError(f"{self.path} holds something that is no sweep; choose another --out")
 
     def _adopt(self, recipe: Recipe, *, data: str) -> None:
