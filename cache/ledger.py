@@ -10,8 +10,8 @@ from typing import Any
 
 from cache.charges import Charges
 from cache.layout import LEDGER
-from cache.ledger_schema import connect_writer, sqlite_errors
-from shared.errors import BudgetConflictError, BudgetExhaustedError, TeachonceError, UnknownNameError
+from cache.ledger_schema import connect_reader, connect_writer, empty_log, sqlite_errors
+from shared.errors import BudgetConflictError, BudgetExhaustedError, StorageError, TeachonceError, UnknownNameError
 from shared.identity import check_name
 
 DEFAULT_RUN = "default"
@@ -34,6 +34,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open or create the ledger of the cache at ``path``."""
         self._file = path / LEDGER
+        self._failed: StorageError | None = None
         self.database = connect_writer(path)
         try:
             self.reload()
@@ -55,32 +56,48 @@ class Ledger:
         self.charges = Charges(self.database)
 
     def close(self) -> None:
-        """Write what is left in memory, and leave one plain file behind."""
+        """Write what is left in memory, and leave one plain file behind, where the disk lets us."""
+        # Without a reader beside it, SQLite would sync once more what failed to sync.
+        guard = connect_reader(self._file.parent) if self._failed else None
         try:
             self.flush()
-            with sqlite_errors(self._file):
-                self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if not self._failed:
+                empty_log(self.database, ledger=self._file)
         finally:
             self.database.close()
+            if guard is not None:
+                guard.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, durable when it ends; hits counted so far go with it."""
-        with sqlite_errors(self._file):
-            self.database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self.database
-                self._write_hits()
-                self.charges.write()
-                self.database.execute("COMMIT")
-            except BaseException:
-                self.charges.forget_staged()
-                # SQLite has rolled back by itself where the disk was full.
-                if self.database.in_transaction:
-                    self.database.execute("ROLLBACK")
-                raise
-            self._unwritten.clear()
-            self.charges.apply()
+        """All or nothing, durable when it ends; hits counted so far go with it.
+
+        After a `StorageError` every other one is refused: what the disk holds then, only a new start can tell.
+        """
+        if self._failed is not None:
+            raise StorageError(f"nothing is written after an error: {self._failed}") from self._failed
+        try:
+            with sqlite_errors(self._file):
+                yield from self._transaction()
+        except StorageError as error:
+            self._failed = error
+            raise
+
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.database
+            self._write_hits()
+            self.charges.write()
+            self.database.execute("COMMIT")
+        except BaseException:
+            self.charges.forget_staged()
+            # SQLite has rolled back by itself where the disk was full.
+            if self.database.in_transaction:
+                self.database.execute("ROLLBACK")
+            raise
+        self._unwritten.clear()
+        self.charges.apply()
 
     def flush(self) -> None:
         """Write hits and their charges, if there are any."""

@@ -1,6 +1,7 @@
 """The tables of the ledger, and how its file is opened."""
 
 import errno
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from uuid import uuid4
 
 from cache.atomic_file import sync_folder
 from cache.layout import DATA, FORMAT, LEDGER
-from shared.errors import CorruptCacheError, DiskFullError, InputError, StorageError
+from shared.errors import CorruptCacheError, DiskFullError, InputError, StorageError, TeachonceError
+
+log = logging.getLogger(__name__)
 
 SLOT_BITS = 40
 """A place is one number: cache * 2**40 + slot."""
@@ -50,6 +53,15 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             raise
         sync_folder(path)
     return database
+
+
+def empty_log(database: sqlite3.Connection, *, ledger: Path) -> None:
+    """Move what is in the write-ahead log into the file; where that fails, nothing is lost and the log stays."""
+    try:
+        with sqlite_errors(ledger):
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except (DiskFullError, StorageError) as error:
+        log.warning("the write-ahead log stays: %s", error)
 
 
 def connect_reader(path: Path) -> sqlite3.Connection | None:
@@ -122,7 +134,8 @@ def sqlite_errors(ledger: Path) -> Iterator[None]:
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise CorruptCacheError(f"{ledger} is damaged ({error}): restore it from a copy of the cache") from error
-        raise StorageError(f"{ledger} cannot be used: {error}; check the disk and its permissions") from error
+        kind = TeachonceError if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else StorageError
+        raise kind(f"{ledger} cannot be used: {error}; check the disk and its permissions") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(f"no room to write {ledger}; nothing was lost: make room and try again") from error

@@ -130,7 +130,7 @@ class Answering:
         # Looked at, so that asyncio does not complain where the caller has left.
         error = None if work.cancelled() else work.exception()
         if isinstance(error, StorageError) and not self.died.is_set():
-            log.critical("the disk failed: answers can no longer be kept", exc_info=error)
+            log.critical("answers can no longer be kept: %s", error)
             self.died.set()
 
     def _check_open(self) -> None:
@@ -236,7 +236,7 @@ class Answering:
             outcomes = await self._store.settle(items, outputs)
             self._disk_full = False
         except DiskFullError as error:
-            log.exception("no room for %d answers", len(items))
+            log.error("no room for %d answers: %s", len(items), error)
             self._disk_full = True
             await self._store.fail(items)
             outcomes = [error] * len(items)
@@ -256,7 +256,10 @@ class Answering:
         error = loop.exception() if not loop.cancelled() else None
         if error is None and self._draining:
             return
-        log.critical("the batcher stopped", exc_info=error)
+        if isinstance(error, TeachonceError):
+            log.critical("the batcher stopped: %s", error)
+        else:
+            log.critical("the batcher stopped", exc_info=error)
         self.died.set()
         for flight_id in list(self._flights):
             self._land(flight_id, self._died_error())
