@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,3 +153,14 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProcesses
     processes = FaultyProcesses(tmp_path_factory.mktemp("faults"))
     yield processes
     processes.close()
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder in memory where there is one: a kill leaves the same there, and syncing costs nothing."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)

@@ -55,17 +55,17 @@ def kill_again_and_again(path: Path, faulty: FaultyProcesses, *, lives: int, see
     assert told.ends > lives // 2
 
 
-def test_no_kill_loses_an_acknowledged_answer_or_repeats_a_call(faulty: FaultyProcesses, tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path / "store", faulty, lives=12, seed=1, every=6)
+def test_no_kill_loses_an_acknowledged_answer_or_repeats_a_call(faulty: FaultyProcesses, memory_path: Path) -> None:
+    kill_again_and_again(memory_path / "store", faulty, lives=12, seed=1, every=6)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(12))
 def test_no_kill_of_many_loses_an_acknowledged_answer_or_repeats_a_call(
-    faulty: FaultyProcesses, tmp_path: Path, seed: int
+    faulty: FaultyProcesses, memory_path: Path, seed: int
 ) -> None:
-    kill_again_and_again(tmp_path / "store", faulty, lives=60, seed=100 + seed, every=6)
+    kill_again_and_again(memory_path / "store", faulty, lives=60, seed=100 + seed, every=6)
 
 
 def fill_until_done(pictures: Path, path: Path, faulty: FaultyProcesses, *, seed: int) -> int:
@@ -100,18 +100,18 @@ def fill_until_done(pictures: Path, path: Path, faulty: FaultyProcesses, *, seed
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_fill_that_is_killed_again_and_again_ends_as_one_that_was_not(
-    faulty: FaultyProcesses, pictures: Path, tmp_path: Path, seed: int
+    faulty: FaultyProcesses, pictures: Path, memory_path: Path, seed: int
 ) -> None:
-    assert fill_until_done(pictures, tmp_path / "store", faulty, seed=seed)
+    assert fill_until_done(pictures, memory_path / "store", faulty, seed=seed)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_many_fills_that_are_killed_end_as_one_that_was_not(
-    faulty: FaultyProcesses, pictures: Path, tmp_path: Path, seed: int
+    faulty: FaultyProcesses, pictures: Path, memory_path: Path, seed: int
 ) -> None:
-    fill_until_done(pictures, tmp_path / "store", faulty, seed=seed)
+    fill_until_done(pictures, memory_path / "store", faulty, seed=seed)
 
 
 def kill_a_fold(path: Path, faulty: FaultyProcesses, *, points: int | None, seed: int) -> None:
@@ -134,11 +134,11 @@ def kill_a_fold(path: Path, faulty: FaultyProcesses, *, points: int | None, seed
             check_store(path, told=told)
 
 
-def test_a_fold_that_is_killed_moves_nothing_or_all(faulty: FaultyProcesses, tmp_path: Path) -> None:
-    kill_a_fold(tmp_path / "store", faulty, points=8, seed=5)
+def test_a_fold_that_is_killed_moves_nothing_or_all(faulty: FaultyProcesses, memory_path: Path) -> None:
+    kill_a_fold(memory_path / "store", faulty, points=8, seed=5)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_a_fold_that_is_killed_at_every_point_moves_nothing_or_all(faulty: FaultyProcesses, tmp_path: Path) -> None:
-    kill_a_fold(tmp_path / "store", faulty, points=None, seed=6)
+def test_a_fold_that_is_killed_at_every_point_moves_nothing_or_all(faulty: FaultyProcesses, memory_path: Path) -> None:
+    kill_a_fold(memory_path / "store", faulty, points=None, seed=6)
