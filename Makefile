@@ -1,5 +1,6 @@
 # make demo   the main job on bundled data       make test   lint, types and tests
 # make bench  benchmarks                          make soak   the long tests
+# make rti    how good a student n teacher calls buy: losses, budgets, seeds and the report, in minutes
 # Each sets up what it needs. VENV=DIR reuses an environment; PYTHON=... picks the interpreter (>= 3.11).
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,10 +10,15 @@ STAMP := $(VENV)/.teachonce-$(shell cat requirements.lock pyproject.toml | cksum
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo rti test lint bench soak clean
 
 demo: $(STAMP)
 	student-trainer demo --out runs/demo
+
+# Stopped and started again, it goes on where it was.
+rti: $(STAMP)
+	student-trainer sweep recipes/rti-digits.yaml --out runs/rti-digits
+	student-trainer report runs/rti-digits
 
 # One thread per process: tests start many processes, and oversubscribed cores cost tenfold.
 test: lint
