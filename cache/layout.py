@@ -21,6 +21,8 @@ FORMAT = 1
 LEDGER = "ledger.sqlite3"
 LOCK = "writer.lock"
 DATA = "data.zarr"
+INDEX = "index"
+"""Folder that remembers the keys of image files: it may lie there before the cache does."""
 DOCUMENT = "zarr.json"
 PARTIAL = ".partial"
 """Suffix of a file that is not whole yet."""
