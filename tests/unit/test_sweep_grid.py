@@ -153,9 +153,7 @@ def test_a_grid_may_grow_and_nothing_else_may_change() -> None:
 def test_a_folder_belongs_to_one_recipe_and_one_data_set(tmp_path: Path) -> None:
     SweepFolder(tmp_path / "out", recipe=recipe_of(), data="a").close()
     SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3), data="a").close()
-    with pytest.raises(
-        IdentityError, match=r"another recipe: lr was \[0.1, 0.01\], is \[0.5\]; give the"
-    ):
+    with pytest.raises(IdentityError, match=r"another recipe: lr was \[0.1, 0.01\], is \[0.5\]; give the"):
         SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3, lr=[0.5]), data="a")
     with pytest.raises(IdentityError, match="data_fingerprint was"):
         SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3), data="b")
