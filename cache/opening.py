@@ -15,6 +15,7 @@ from cache.key_index import KeyIndex
 from cache.layout import (
     DATA,
     DEFAULT_OUTPUTS,
+    INDEX,
     INDEX_ARRAYS,
     LEDGER,
     LOCK,
@@ -44,7 +45,7 @@ def prepare_folder(path: Path) -> None:
         raise InputError(
             f"{path} has {DATA} but no {LEDGER}: such a copy can be read, not continued; use another folder"
         )
-    # A mounted volume may hold lost+found; a first start that was interrupted, the lock; a look at the data set, its index.
+    # A mounted volume holds lost+found; a first start that was interrupted, the lock; a look at the images, their index.
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, INDEX, "lost+found"))
     if strangers:
         raise InputError(f"{path} is not a cache and not empty (it holds {strangers[0]}); use another folder")
