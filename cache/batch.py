@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cache.encoding import encode_rows
 from cache.handle import CacheHandle
-from cache.layout import AnyArray, ArraySpec, Bytes
+from cache.layout import AnyArray, ArraySpec, Bytes, companions
 from cache.reservation import Reservation
 from cache.slot_index import VIEW_SHIFT
 from shared.errors import AnswerError, InputError, OutputNotCachedError, RowRangeError
@@ -39,7 +40,11 @@ class AnswerBatch:
     labels: Sequence[int] | NDArray[np.int64]
     """Labels [B]; -1 where there is none."""
     outputs: Mapping[str, AnyArray]
-    """What the teacher said, arrays [B, ...] of floats; outputs that the cache does not keep are ignored."""
+    """What the teacher said, arrays [B, ...] of floats; outputs that the cache does not keep are ignored.
+
+    Where the cache keeps int8, also int8 with its ``.scale`` and ``.zero``, as ``CacheReader.gather(encoded=True)``
+    gives them.
+    """
     aliases: Sequence[tuple[int, int, int, int]] = ()
     """(row, view, label, item): more rows that show the pixels of an item of this batch."""
 
@@ -57,7 +62,7 @@ def pack_answers(batch: AnswerBatch) -> Bytes:
             raise InputError(f"{len(getattr(batch, name))} {name} for {count} keys")
     check_rows(batch.cache, rows=batch.rows, views=batch.views)
     check_rows(batch.cache, rows=[row for row, *_ in batch.aliases], views=[view for _, view, *_ in batch.aliases])
-    parts = [_pack(batch, spec=spec) for spec in batch.cache.specs]
+    parts = [part for spec in batch.cache.specs if spec.is_output for part in _pack(batch, spec=spec)]
     return np.concatenate(parts, axis=1)
 
 
@@ -74,10 +79,14 @@ def check_rows(cache: CacheHandle, *, rows: ArrayLike, views: ArrayLike) -> None
         raise RowRangeError(f"view {views[wrong[0]]} cannot be kept: use 0 to {(1 << 20) - 1}")
 
 
-def _pack(batch: AnswerBatch, *, spec: ArraySpec) -> Bytes:
+def _pack(batch: AnswerBatch, *, spec: ArraySpec) -> list[Bytes]:
+    """Bytes [B, ...] of the arrays of one output."""
     if spec.name not in batch.outputs:
         raise OutputNotCachedError(f"the cache keeps {spec.name}, the answers have only {', '.join(batch.outputs)}")
     values: NDArray[Any] = np.asarray(batch.outputs[spec.name])
+    beside = companions(spec)
+    if beside and values.dtype == np.int8:
+        return _pack_encoded(batch, spec=spec)
     if values.shape != (len(batch.keys), *spec.shape) or values.dtype.kind != "f":
         expected = [len(batch.keys), *spec.shape]
         raise AnswerError(f"{spec.name} must be floats {expected}; got {values.dtype} {list(values.shape)}")
@@ -87,8 +96,27 @@ def _pack(batch: AnswerBatch, *, spec: ArraySpec) -> Bytes:
         raise AnswerError(
             f"{spec.name} of {_names(batch, wrong)} not finite or beyond {MAX_ABS:g}: not kept; check the teacher"
         )
-    rounded = np.ascontiguousarray(values, dtype=spec.numpy_dtype)
-    return rounded.reshape(len(values), -1).view(np.uint8)
+    if beside:
+        encoded: tuple[AnyArray, ...] = encode_rows(values)
+        return [_as_bytes(part, spec=array) for part, array in zip(encoded, (spec, *beside), strict=True)]
+    return [_as_bytes(values, spec=spec)]
+
+
+def _pack_encoded(batch: AnswerBatch, *, spec: ArraySpec) -> list[Bytes]:
+    """Answers that another cache encoded: kept as they are, since encoding them again could change low bits."""
+    arrays = (spec, *companions(spec))
+    values = [np.asarray(batch.outputs.get(array.name, ())) for array in arrays]
+    for array, part in zip(arrays, values, strict=True):
+        if part.shape != (len(batch.keys), *array.shape) or part.dtype != array.numpy_dtype:
+            expected = f"{array.dtype} {[len(batch.keys), *array.shape]}"
+            raise AnswerError(f"{array.name} must be {expected}; got {part.dtype} {list(part.shape)}")
+    if not np.isfinite(values[1:]).all():
+        raise AnswerError(f"scales or zeros of {spec.name} are not finite: not kept; check where they come from")
+    return [_as_bytes(part, spec=array) for array, part in zip(arrays, values, strict=True)]
+
+
+def _as_bytes(values: AnyArray, *, spec: ArraySpec) -> Bytes:
+    return np.ascontiguousarray(values, dtype=spec.numpy_dtype).reshape(len(values), -1).view(np.uint8)
 
 
 def _names(batch: AnswerBatch, wrong: NDArray[np.intp]) -> str:

@@ -21,7 +21,7 @@ class CatalogEntry:
     teacher: TeacherDescription
     dataset: DatasetDescription
     specs: tuple[ArraySpec, ...]
-    """Its outputs."""
+    """The arrays of its outputs, see `kept_arrays`."""
     slots: int
     """Folded slots."""
     attributes: dict[str, Any]

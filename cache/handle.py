@@ -60,8 +60,8 @@ class CacheHandle:
         self.teacher = teacher
         self.dataset = dataset
         self.specs = specs
-        """Its outputs, in the order of their bytes in the journal."""
-        self.outputs = {spec.name: spec.dtype for spec in specs}
+        """The arrays of its outputs, in the order of their bytes in the journal."""
+        self.outputs = {spec.name: spec.dtype for spec in specs if spec.is_output}
         """Name -> dtype of what it keeps."""
         self.kind = kind_of(self.outputs)
         self.folded = folded

@@ -31,7 +31,11 @@ BLOCK_SLOTS = 8192
 """Slots folded together; a multiple of every array's chunk, and a multiple of the page in bytes for every dtype."""
 MAX_CHUNK_BYTES = 64 * 2**20
 
-OUTPUT_DTYPES = ("float16", "float32")
+OUTPUT_DTYPES = ("float16", "float32", "int8")
+ENCODED = "int8"
+"""The dtype that answers are kept in as steps, beside a scale and a zero per row; they are read as float32."""
+COMPANIONS = (".scale", ".zero")
+"""What the arrays beside an int8 output are called after its name; float32 [S]."""
 DEFAULT_OUTPUTS = {"logits": "float16", "features": "float16"}
 UPLOADS = "uploads/images"
 """The data set of images that callers brought; its rows are numbered as they come."""
@@ -56,6 +60,21 @@ class ArraySpec:
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype as it lies on disk."""
         return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def output(self) -> str:
+        """The output that this array belongs to: itself, save for scales and zeros."""
+        return next((self.name.removesuffix(end) for end in COMPANIONS if self.name.endswith(end)), self.name)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether this is what callers ask for by name."""
+        return self.name == self.output
+
+    @property
+    def answer_dtype(self) -> np.dtype[Any]:
+        """The dtype that callers see."""
+        return np.dtype(np.float32) if self.dtype == ENCODED else self.numpy_dtype
 
     @property
     def slot_bytes(self) -> int:
@@ -99,12 +118,25 @@ def output_specs(outputs: Mapping[str, str], *, classes: int, features: int) -> 
             raise InputError(f"unknown output {name!r}; known: {', '.join(widths)}")
         if dtype not in OUTPUT_DTYPES:
             raise InputError(f"output {name} cannot be kept as {dtype!r}; use one of {', '.join(OUTPUT_DTYPES)}")
-    return in_order(ArraySpec(name=name, dtype=dtype, shape=(widths[name],)) for name, dtype in outputs.items())
+    return kept_arrays(ArraySpec(name=name, dtype=dtype, shape=(widths[name],)) for name, dtype in outputs.items())
 
 
-def in_order(specs: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
-    """Outputs in the order of their bytes in the journal: logits first, then by name."""
-    return tuple(sorted(specs, key=lambda spec: (spec.name != "logits", spec.name)))
+def kept_arrays(outputs: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
+    """The arrays of outputs in the order of their bytes in the journal: logits first, then by name.
+
+    A scale and a zero follow each int8 output.
+    """
+    return tuple(
+        array
+        for output in sorted(outputs, key=lambda spec: (spec.name != "logits", spec.name))
+        for array in (output, *companions(output))
+    )
+
+
+def companions(output: ArraySpec) -> tuple[ArraySpec, ...]:
+    """The arrays that an output is read with."""
+    names = [output.name + end for end in COMPANIONS] if output.dtype == ENCODED else []
+    return tuple(ArraySpec(name=name, dtype="float32", shape=()) for name in names)
 
 
 def dataset_folder(path: Path, *, teacher: str, dataset: str) -> Path:

@@ -8,11 +8,13 @@ from threading import RLock
 import numpy as np
 
 from cache.atomic_file import make_folders
+from cache.encoding import decode_rows
 from cache.fold import recover_block
 from cache.handle import CacheHandle, Kind, Place, place_from
 from cache.journal import folded_entry, forget_entries, read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
+    COMPANIONS,
     DATA,
     DEFAULT_OUTPUTS,
     INDEX,
@@ -45,7 +47,7 @@ def prepare_folder(path: Path) -> None:
         raise InputError(
             f"{path} has {DATA} but no {LEDGER}: such a copy can be read, not continued; use another folder"
         )
-    # A mounted volume holds lost+found; a first start that was interrupted, the lock; a look at the images, their index.
+    # A mounted volume holds lost+found, a first start that was cut off the lock, a look at the images their index.
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, INDEX, "lost+found"))
     if strangers:
         raise InputError(f"{path} is not a cache and not empty (it holds {strangers[0]}); use another folder")
@@ -148,6 +150,13 @@ class Teachers:
     def canonical(self, places: Sequence[Place]) -> list[int]:
         """Numbers of the places that first answered these places' keys."""
         return [self._handles[cache].canonical(slot) for cache, slot in places]
+
+    def answers(self, places: Sequence[Place], name: str) -> AnyArray:
+        """One output as callers see it, [B, ...]; of places that keep it alike."""
+        values = self.take(places, name)
+        if values.dtype != np.int8:
+            return values
+        return decode_rows(values, *(self.take(places, name + end) for end in COMPANIONS))
 
     def take(self, places: Sequence[Place], name: str) -> AnyArray:
         """One array at places of any caches that keep it alike, [B, ...] in the stored dtype."""

@@ -41,10 +41,10 @@ class CacheReader:
         entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
         self.teacher: TeacherDescription = entry.teacher
         self.dataset: DatasetDescription = entry.dataset
-        self.outputs: tuple[str, ...] = tuple(spec.name for spec in entry.specs)
+        self.outputs: tuple[str, ...] = tuple(spec.name for spec in entry.specs if spec.is_output)
         """Names of what is kept."""
-        self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs}
-        """Stored dtype of each output."""
+        self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs if spec.is_output}
+        """Stored dtype of each output; int8 is read as float32."""
         self._last_view = view_count(self.dataset.view_policy) if self.dataset.rows else 0
         self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal, in_memory=in_memory)
 
@@ -139,8 +139,12 @@ class CacheReader:
         view: int | ArrayLike = 0,
         outputs: Sequence[str] | str | None = None,
         out: Mapping[str, AnyArray] | None = None,
+        *,
+        encoded: bool = False,
     ) -> dict[str, AnyArray]:
         """Answers about rows [B], arrays [B, ...] in the stored dtype; ``view`` is one for all or an array [B].
+
+        int8 is read as float32; with ``encoded`` it is left as it is kept, ``NAME.scale`` and ``NAME.zero`` beside it.
 
         ``outputs`` names what is wanted, one or several; None: all that ``out`` has, or all that is kept. ``out`` holds
         arrays by name, contiguous and of the result's shape and dtype, that are written into and returned.
@@ -150,7 +154,9 @@ class CacheReader:
         outputs = self._named(tuple(into) or None if outputs is None else outputs)
         slots = self._slots(rows, view=view)
         now = self._now
-        return {name: now.take(name, slots, out=into.get(name)) for name in outputs}
+        if encoded:
+            return {spec.name: now.take(spec.name, slots) for spec in now.specs.values() if spec.output in outputs}
+        return {name: now.answers(name, slots, out=into.get(name)) for name in outputs}
 
     def prefetch(self, rows: ArrayLike, view: int | ArrayLike = 0, outputs: Sequence[str] | str | None = None) -> None:
         """Rows [B] will be gathered soon: where not all fits into memory, have them read meanwhile; errors as there."""
@@ -183,7 +189,7 @@ class CacheReader:
                 now.will_need(name, soon)
 
         for piece in epoch_slices(slots, batch=batch, order=self.order, will_need=None if now.fits else will_need):
-            yield visited[piece], {name: now.take(name, slots[piece]) for name in names}
+            yield visited[piece], {name: now.answers(name, slots[piece]) for name in names}
 
     def _named(self, outputs: Sequence[str] | str | None) -> Sequence[str]:
         """What is wanted, every one kept here."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cache.layout import ArraySpec, dataset_folder, in_order
+from cache.layout import ArraySpec, dataset_folder, kept_arrays
 from cache.ledger import dump
 from cache.renumber import unused_number
 from shared.descriptions import DatasetDescription, TeacherDescription
@@ -21,7 +21,7 @@ class CacheRecord:
     teacher: TeacherDescription
     dataset: DatasetDescription
     specs: tuple[ArraySpec, ...]
-    """Its outputs."""
+    """The arrays of its outputs, see `kept_arrays`."""
     folded: int
     """Slots that are in Zarr."""
 
@@ -78,12 +78,12 @@ def dataset_from(attributes: dict[str, Any]) -> DatasetDescription:
 
 def outputs_json(specs: tuple[ArraySpec, ...]) -> dict[str, Any]:
     """Outputs as every JSON document of a cache shows them."""
-    return {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs}
+    return {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs if spec.is_output}
 
 
 def specs_from(outputs: dict[str, Any]) -> tuple[ArraySpec, ...]:
     """The opposite of `outputs_json`, whatever order JSON gave them."""
-    return in_order(
+    return kept_arrays(
         ArraySpec(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"])) for name, entry in outputs.items()
     )
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from cache.arrays import SlotArray, open_array
 from cache.catalog import CatalogEntry
+from cache.encoding import decode_rows
 from cache.journal import read_entries
-from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray, ArraySpec
+from cache.layout import ENCODED, INDEX_ARRAYS, LEDGER, AnyArray, ArraySpec, companions
 from cache.ledger_schema import connect_reader, sqlite_errors
 from cache.placement import place_arrays
 from cache.slot_index import SlotIndex
@@ -73,17 +74,25 @@ class Snapshot:
         return np.concatenate([values, late.astype(np.int64)])
 
     def will_need(self, name: str, slots: Ints) -> None:
-        """Slots [B] of one array are asked for soon."""
+        """Slots [B] of one output are asked for soon."""
         if not self.fits:
-            self._arrays[name].will_need(slots[slots < self.folded])
+            for spec in (self.specs[name], *companions(self.specs[name])):
+                self._arrays[spec.name].will_need(slots[slots < self.folded])
+
+    def answers(self, name: str, slots: Ints, *, out: AnyArray | None = None) -> AnyArray:
+        """Slots [B] of one output as callers see it, written into ``out`` if given."""
+        spec = self.specs[name]
+        if out is not None:
+            _check_out(out, shape=(len(slots), *spec.shape), spec=spec)
+        if spec.dtype != ENCODED:
+            return self.take(name, slots, out=out)
+        steps, scale, zero = (self.take(array.name, slots) for array in (spec, *companions(spec)))
+        return decode_rows(steps, scale, zero, out=out)
 
     def take(self, name: str, slots: Ints, *, out: AnyArray | None = None) -> AnyArray:
-        """Slots [B] of one array in the stored dtype, written into ``out`` if given."""
+        """Slots [B] of one array as they are kept, written into ``out`` if given."""
         spec = self.specs[name]
-        shape = (len(slots), *spec.shape)
-        values = (
-            np.empty(shape, dtype=spec.numpy_dtype) if out is None else _checked(out, name=name, shape=shape, spec=spec)
-        )
+        values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype) if out is None else out
         if self._tail is None:
             self._arrays[name].take(slots, out=values)
             return values
@@ -95,14 +104,13 @@ class Snapshot:
         return values
 
 
-def _checked(out: AnyArray, *, name: str, shape: tuple[int, ...], spec: ArraySpec) -> AnyArray:
-    """A caller's array, if answers can be written into it as they are."""
-    if out.shape == shape and out.dtype == spec.numpy_dtype and out.flags.c_contiguous and out.flags.writeable:
-        return out
-    raise InputError(
-        f"{name} cannot be written into {out.dtype} {list(out.shape)}: "
-        f"give a contiguous, writeable array of {spec.dtype} {list(shape)}"
-    )
+def _check_out(out: AnyArray, *, shape: tuple[int, ...], spec: ArraySpec) -> None:
+    """Raise `InputError` for a caller's array that answers cannot be written into as they are."""
+    if out.shape != shape or out.dtype != spec.answer_dtype or not (out.flags.c_contiguous and out.flags.writeable):
+        raise InputError(
+            f"{spec.name} cannot be written into {out.dtype} {list(out.shape)}: "
+            f"give a contiguous, writeable array of {spec.answer_dtype} {list(shape)}"
+        )
 
 
 def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool, in_memory: bool = False) -> Snapshot:

@@ -123,7 +123,7 @@ class Stage:
         parts, at = [], 0
         for spec in cache.specs:
             mine = entry.answers[at : at + spec.slot_bytes]
-            first = said.get(spec.name)
+            first = said.get(spec.output)
             parts.append(mine if first is None else self._answers(place_from(first), specs=(spec,)))
             at += spec.slot_bytes
         return b"".join(parts)

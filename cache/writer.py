@@ -131,8 +131,11 @@ class CacheWriter(Payments):
             return None if number is None else place_from(number)
 
     def read(self, places: Sequence[Place], names: Sequence[str]) -> dict[str, AnyArray]:
-        """Outputs of committed answers, arrays [B, ...] in the stored dtype, folded or not; waits for nobody."""
-        return {name: self._teachers.take(places, name) for name in names}
+        """Outputs of committed answers, arrays [B, ...] in the stored dtype (int8: float32), folded or not.
+
+        Waits for nobody.
+        """
+        return {name: self._teachers.answers(places, name) for name in names}
 
     # Keeping
 

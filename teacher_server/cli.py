@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
 from teacher_server.opening import RowOptions, TeacherOptions
@@ -38,8 +39,13 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the tea
 TrustExport = Annotated[bool, typer.Option("--trust-export", help="load an exported program even if that runs pickle")]
 DataRoot = Annotated[Path | None, typer.Option(help="where torchvision data sets lie; default: data")]
 Download = Annotated[bool, typer.Option("--download", help="download missing torchvision data sets")]
-Outputs = Annotated[str | None, typer.Option(help="what to keep: logits or logits,features (default)")]
-Dtype = Annotated[str | None, typer.Option(help="dtype to keep answers in: float16 (default) or float32")]
+Outputs = Annotated[
+    str | None, typer.Option(help="what to keep, such as logits,features (default) or logits=int8,features=float16")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="dtype to keep answers in where --outputs names none: float16 (default), float32 or int8"),
+]
 Batch = Annotated[int, typer.Option(min=1, help="images per teacher forward pass")]
 MaxDelay = Annotated[float, typer.Option(min=0, help="how long an idle teacher waits for a batch to grow")]
 Budget = Annotated[int | None, typer.Option(min=0, max=MOST_CALLS, help="most teacher calls")]
@@ -230,13 +236,14 @@ def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:
     """What a new cache keeps, by name; None = as created, or the default where new."""
     if outputs is None and dtype is None:
         return None
-    names = (outputs or "logits,features").split(",")
-    unknown = [name for name in names if name not in ("logits", "features")]
-    if unknown or len(set(names)) < len(names):
-        raise InputError(f"cannot keep outputs {outputs!r}; use logits or logits,features")
-    if dtype not in (None, "float16", "float32"):
-        raise InputError(f"cannot keep answers as {dtype!r}; use float16 or float32")
-    return dict.fromkeys(names, dtype or "float16")
+    pairs = [part.partition("=") for part in (outputs or "logits,features").split(",")]
+    kept = {name: own or dtype or "float16" for name, _, own in pairs}
+    if not set(kept) <= {"logits", "features"} or len(kept) < len(pairs):
+        raise InputError(f"cannot keep outputs {outputs!r}; use logits or logits,features, each =DTYPE if wanted")
+    for chosen in kept.values():
+        if chosen not in OUTPUT_DTYPES:
+            raise InputError(f"cannot keep answers as {chosen[:40]!r}; use {', '.join(OUTPUT_DTYPES)}")
+    return kept
 
 
 def _run_budget(text: str) -> tuple[str, int | None]:

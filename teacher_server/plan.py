@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.layout import output_specs
 from shared.datasets.base import ImageDataset
 from shared.descriptions import TeacherDescription
 from shared.identity import KEY_BYTES
@@ -65,5 +66,5 @@ def canonical_view(view: int, *, policy: str) -> int:
 
 def slot_bytes(teacher: TeacherDescription, *, outputs: dict[str, str]) -> int:
     """Bytes that one answer takes in the cache."""
-    widths = {"logits": teacher.classes, "features": teacher.features}
-    return SLOT_BYTES + sum(widths[name] * np.dtype(dtype).itemsize for name, dtype in outputs.items())
+    arrays = output_specs(outputs, classes=teacher.classes, features=teacher.features)
+    return SLOT_BYTES + sum(array.slot_bytes for array in arrays)

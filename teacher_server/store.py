@@ -202,7 +202,7 @@ class Store:
             self._writer.note_hits(run=run, cache=cache, places=got.free, joined=got.joined)
         if not got.places:
             return {
-                spec.name: np.empty((0, *spec.shape), spec.numpy_dtype) for spec in cache.specs if spec.name in outputs
+                spec.name: np.empty((0, *spec.shape), spec.answer_dtype) for spec in cache.specs if spec.name in outputs
             }
         return dict(self._writer.read(got.places, outputs))
 

@@ -990,6 +990,87 @@ class TestReading:
             assert reader.present().sum() == 50
 
 
+class TestEncodings:
+    """int8: a scale and a zero per row."""
+
+    ROWS = tuple(range(8300))
+
+    @pytest.fixture(params=["folded", "journal"])
+    def path(self, request: pytest.FixtureRequest, store_path: Path) -> Iterator[Path]:
+        with CacheWriter.open(store_path) as writer:
+            cache = writer.open_cache(TEACHER, TRAIN, {"logits": "int8", "features": "float32"})
+            keep(writer, cache, list(self.ROWS[:8250]))
+            writer.fold()
+            keep(writer, cache, list(self.ROWS[8250:]))
+            if request.param == "folded":
+                writer.fold()
+            yield store_path
+
+    def test_everybody_sees_the_same_numbers_near_the_teachers(self, path: Path) -> None:
+        rows = [8299, 3, 8200]
+        said = answers_of(rows)
+        with CacheReader.open(path, journal=True) as reader:
+            assert reader.dtypes == {"logits": "int8", "features": "float32"}
+            batch = reader.gather(rows)
+            kept = reader.gather(rows, encoded=True)
+            out = {"logits": np.empty((3, 5), np.float32)}
+            reader.gather(rows, out=out)
+            streamed = dict(zip(*next(reader.epoch(rows, outputs="logits", batch=3)), strict=False))
+        assert batch["logits"].dtype == np.float32
+        np.testing.assert_array_equal(out["logits"], batch["logits"])
+        assert streamed
+        half_steps = (said["logits"].max(axis=1) - said["logits"].min(axis=1)) / 255 / 2
+        assert (np.abs(batch["logits"] - said["logits"]).max(axis=1) <= half_steps * 1.001).all()
+        np.testing.assert_array_equal(batch["features"], said["features"].astype(np.float32))
+        assert list(kept) == ["logits", "logits.scale", "logits.zero", "features"]
+        by_hand = kept["logits"].astype(np.float32) * kept["logits.scale"][:, None] + kept["logits.zero"][:, None]
+        np.testing.assert_array_equal(batch["logits"], by_hand)
+        copy = path.parent / "copy"
+        with CacheWriter.open(copy_of(path, copy)) as writer:
+            cache = writer.open_cache(TEACHER, TRAIN)
+            places = [Place(cache.index, row) for row in rows]
+            np.testing.assert_array_equal(writer.read(places, ["logits"])["logits"], batch["logits"])
+
+    def test_zarr_alone_reads_them(self, path: Path) -> None:
+        group = zarr.open_group(str(path / "data.zarr" / TEACHER.id / "toy" / "train"), mode="r")
+        rows = group["rows"][:].tolist()
+        values = (
+            group["logits"][:].astype(np.float32) * group["logits.scale"][:][:, None] + group["logits.zero"][:][:, None]
+        )
+        with CacheReader.open(path) as reader:
+            np.testing.assert_array_equal(reader.gather(rows)["logits"], values)
+        assert group["logits"].dtype == np.int8
+        assert dict(group.attrs["outputs"]) == {
+            "logits": {"dtype": "int8", "shape": [5]},
+            "features": {"dtype": "float32", "shape": [3]},
+        }
+
+    def test_encoded_answers_are_taken_over_to_the_bit(self, path: Path, tmp_path: Path) -> None:
+        rows = [5, 8299]
+        with CacheReader.open(path, journal=True) as reader, CacheWriter.open(tmp_path / "other") as writer:
+            cache = writer.open_cache(TEACHER, TRAIN, reader.dtypes)
+            kept = reader.gather(rows, encoded=True)
+            given = adopted(rows) | {"outputs": kept}
+            places = writer.adopt(cache, **given)
+            read = writer.read(places, ["logits"])["logits"]
+            np.testing.assert_array_equal(read, reader.gather(rows)["logits"])
+            for name, wrong in (("logits.scale", np.full(2, np.nan, np.float32)), ("logits.zero", np.zeros(3, "f4"))):
+                with pytest.raises(AnswerError, match=r"scale|zero"):
+                    writer.adopt(cache, **(given | {"rows": [1, 2], "outputs": kept | {name: wrong}}))
+
+    def test_another_data_sets_row_with_these_pixels_gets_the_same_bytes(self, path: Path) -> None:
+        with CacheWriter.open(copy_of(path, path.parent / "copy")) as writer:
+            train = writer.open_cache(TEACHER, TRAIN)
+            test = writer.open_cache(TEACHER, TEST, train.outputs)
+            known = writer.find(TEACHER.id, key_of(8299), cache=test)
+            assert known == train.place_of(8299)
+            (alias,) = writer.alias(test, run="default", items=[(4, 0, 0, known)])
+            narrow = writer.open_cache(TEACHER, replace(TEST, name="toy/val"), {"logits": "int8"})
+            (copied,) = keep(writer, narrow, [8299], keys=keys_of([8299]), rows=[7], outputs=answers_of([1]))
+            read = writer.read([known, alias, copied], ["logits"])["logits"]
+            np.testing.assert_array_equal(read[1:], read[:1].repeat(2, axis=0))
+
+
 class Images:
     """A data set whose keys are known."""
 

@@ -367,3 +367,25 @@ def test_ctrl_c_keeps_what_was_answered(start_server_command: Callable, make_ima
     assert "Traceback" not in errors
     assert 6 <= counts["teacher_calls"] < 100
     assert counts["teacher_calls"] == counts["attempts"] == counts["caches"][0]["folded"]
+
+
+def test_answers_are_kept_in_the_encoding_asked_for_and_planned_so(
+    run_server_command: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    options = ("--teacher", "fake:10", "--dataset", f"folder:{pictures}/train", "--cache", str(store))
+    planned = run_server_command("plan", *options, "--outputs", "logits=int8,features=float32")
+    filled = run_server_command("fill", *options, "--outputs", "logits=int8,features", "--dtype", "float32")
+    assert filled.returncode == 0, filled.stderr
+    width = cache_info(store)["caches"][0]["outputs"]["features"]["shape"][0]
+    per_row = 3 * 8 + 32 + 10 + 8 + 4 * width
+    assert f"{40 * per_row / 1000:.1f} kB" in planned.stdout
+    with CacheReader.open(store) as reader:
+        assert reader.dtypes == {"logits": "int8", "features": "float32"}
+        said = FakeTeacher(classes=10).answer(open_dataset(f"folder:{pictures}/train").images(range(40)))["logits"]
+        kept = reader.gather(range(40))["logits"]
+        assert (np.abs(kept - said).max(axis=1) <= np.ptp(said, axis=1) / 255 / 2 * 1.001).all()
+    for outputs, named in (("logits=int4", "int4"), ("logits,logits=int8", "logits or logits,features")):
+        refused = run_server_command("fill", *options, "--outputs", outputs)
+        assert refused.returncode == 2
+        assert named in refused.stderr
