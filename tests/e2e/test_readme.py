@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 README = (REPOSITORY / "README.md").read_text()
-ELSEWHERE = ("make demo", "make test", "docker compose")
+ELSEWHERE = ("make demo", "make test", "make rti", "docker compose")
 """Run by the user's first two commands, and by hand with a Docker engine."""
 
 
@@ -51,6 +51,7 @@ def test_every_command_of_the_readme_works_in_order(tmp_path: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(tmp_path / "home"),
     }
+    (tmp_path / "recipes").symlink_to(REPOSITORY / "recipes")
     server: subprocess.Popen[bytes] | None = None
     ran = []
     try:
