@@ -26,6 +26,11 @@ from cache.verify import find_damage
 from cache.writer import CacheHandle, CacheWriter
 from shared.errors import CorruptCacheError, IdentityError, InputError, UnknownNameError
 
+SEPARATE_WAYS = (
+    "a copy of this cache that went separate ways was merged before: calls that both remember are counted twice, "
+    "because too many is safe and too few is not"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
@@ -38,6 +43,8 @@ class Merged:
     """Answers that it had already."""
     added: Added
     """What was added to the ledger."""
+    notes: tuple[str, ...]
+    """What became of budgets, and what the user should know about the calls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +163,12 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
         for part in source.parts
     }
     with writer.ledger() as ledger:
+        same = [
+            note
+            for note in read_upkeep(ledger.database, what="merge")
+            if source.costs.ledger and note.detail["ledger"] == source.costs.ledger
+        ]
+        before = _merged_before(source, notes=same)
         note, numbers, added = add_costs(
             ledger,
             source.costs,
@@ -163,7 +176,7 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
             numbers=numbers,
             missing=missing,
             contents=contents,
-            before=_merged_before(source, notes=read_upkeep(ledger.database, what="merge")),
+            before=before,
         )
     adopted = [adopt_answers(handles[part.dataset.name], writer=writer, source=part) for part in source.parts]
     charges = _charges_here(source, writer=writer, handles=handles, numbers=numbers)
@@ -174,6 +187,7 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
         new=sum(one.new for one in adopted),
         known=sum(one.known for one in adopted),
         added=added,
+        notes=(*added.notes, *([SEPARATE_WAYS] if same and before is None else [])),
     )
 
 
@@ -189,8 +203,7 @@ def _merged_before(source: Source, *, notes: Sequence[Upkeep]) -> Upkeep | None:
             for name, then in contents.items()
         )
 
-    same = [note for note in notes if source.costs.ledger and note.detail["ledger"] == source.costs.ledger]
-    return next((note for note in reversed(same) if grew(note.detail["contents"])), None)
+    return next((note for note in reversed(notes) if grew(note.detail["contents"])), None)
 
 
 def _digest(part: CacheAnswers, slots: int) -> str:

@@ -32,8 +32,8 @@ from shared.errors import CorruptCacheError, InputError
 
 QUARANTINE = "quarantine"
 """Folder in a cache for what repairs took out, by their time."""
-COUNTS = ("attempts", "teacher_calls", "ledger")
-"""Attributes that lag behind the ledger between two folds."""
+COUNTS = ("attempts", "teacher_calls", "ledger", "crc32c")
+"""Attributes that lag behind the ledger between two folds, and the checksum over them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
