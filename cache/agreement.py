@@ -49,7 +49,7 @@ def _firsts(index: KeyIndex, keys: NDArray[np.uint8], *, number: int) -> Ints:
 def _compare(ours: AnswerSource, our_slots: Ints, theirs: AnswerSource, their_slots: Ints) -> None:
     mine, other = ours.block(our_slots), theirs.block(their_slots)
     for name in sorted(mine.outputs.keys() & other.outputs.keys()):
-        if ours.dtypes[name] != theirs.dtypes[name]:
+        if mine.outputs[name].dtype != other.outputs[name].dtype:
             continue
         width = max(1, mine.outputs[name][:1].nbytes)
         left, right = (

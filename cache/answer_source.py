@@ -29,7 +29,7 @@ class AnswerBlock:
     keys: Bytes
     """uint8 [B, 32]."""
     outputs: dict[str, AnyArray]
-    """Arrays [B, ...] in the dtype they are kept in."""
+    """Arrays [B, ...] in the dtype they are kept in; beside int8, its ``.scale`` and ``.zero``."""
 
 
 class AnswerSource(Protocol):
@@ -67,6 +67,8 @@ class CacheAnswers:
 
     def __init__(self, reader: CacheReader, *, name: str) -> None:
         self.name = name
+        self.outputs = reader.outputs
+        """Names of what is kept."""
         self.teacher = reader.teacher
         self.dataset = reader.dataset
         self.dtypes = reader.dtypes
@@ -86,11 +88,11 @@ class CacheAnswers:
             views=views,
             labels=self._reader.labels(rows, views),
             keys=self._reader.slot_keys(slots),
-            outputs=self._reader.gather(rows, views),
+            outputs=self._reader.gather(rows, views, encoded=True),
         )
 
     def column(self, name: str, slots: Ints) -> AnyArray:
-        """One array of slots [B]: an output, or rows, views, labels, keys."""
+        """One array of slots [B]: an output as floats, or rows, views, labels, keys."""
         if name == "keys":
             return self._reader.slot_keys(slots)
         rows, views = self._reader.rows_and_views(slots)

@@ -221,7 +221,7 @@ def merge(
             f"{merged.source}: {merged.new} answers, {merged.known} were there already; "
             f"{added.teacher_calls} teacher calls ({added.attempts} attempts) added"
         )
-        for note in added.notes:
+        for note in merged.notes:
             print(f"  {note}")
 
 

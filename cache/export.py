@@ -58,10 +58,11 @@ def export_answers(path: Path, target: Path, *, teacher: str | None = None, data
 
 
 def _columns(answers: CacheAnswers) -> list[Column]:
-    """Rows, views, labels, keys, then outputs in the dtype they are kept in."""
-    nothing = answers.block(np.empty(0, dtype=np.int64)).outputs
+    """Rows, views, labels, keys, then outputs in the dtype they are kept in (int8 as the floats it means)."""
+    nothing = np.empty(0, dtype=np.int64)
     index = {spec.name: (spec.dtype, spec.shape) for spec in INDEX_ARRAYS}
-    outputs = {name: (str(values.dtype), values.shape[1:]) for name, values in nothing.items()}
+    empty = {name: answers.column(name, nothing) for name in answers.outputs}
+    outputs = {name: (str(values.dtype), values.shape[1:]) for name, values in empty.items()}
     kinds = {name: index[name] for name in ("rows", "views", "labels", "keys")} | outputs
     return [
         Column(name=name, dtype=dtype, shape=(answers.num_slots, *shape), pieces=partial(_pieces, answers, name))
