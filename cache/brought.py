@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.answer_source import AnswerBlock
-from cache.layout import UPLOADS, AnyArray, Bytes
+from cache.batch import MAX_ABS
+from cache.encoding import encode_rows
+from cache.layout import COMPANIONS, ENCODED, UPLOADS, AnyArray, Bytes
 from cache.provenance import TeacherFacts, class_names, describe_teacher, exported_facts
 from cache.records import dataset_from
 from cache.tensor_file import TensorFile
 from shared.descriptions import DatasetDescription
-from shared.errors import IdentityError, InputError, RowRangeError
+from shared.errors import AnswerError, IdentityError, InputError, RowRangeError
 from shared.identity import KEY_BYTES, check_name, dataset_fingerprint
 from shared.views import check_view
 
@@ -99,10 +101,19 @@ class BroughtAnswers:
             views=self._views[slots],
             labels=self._labels[slots],
             keys=self._keys[slots],
-            outputs={
-                name: self._outputs[name][self._first[slots]].astype(dtype) for name, dtype in self.dtypes.items()
-            },
+            outputs=self._kept(self._first[slots]),
         )
+
+    def _kept(self, slots: Ints) -> dict[str, AnyArray]:
+        kept: dict[str, AnyArray] = {}
+        for name, dtype in self.dtypes.items():
+            values = self._outputs[name][slots]
+            if dtype == ENCODED:
+                names = (name, *(name + end for end in COMPANIONS))
+                kept |= zip(names, encode_rows(values), strict=True)
+            else:
+                kept[name] = values.astype(dtype)
+        return kept
 
     def top1(self) -> float | None:
         """Share of answers whose largest logit is their label; None where nothing has a label."""
@@ -208,6 +219,12 @@ def _outputs(file: TensorFile) -> dict[str, AnyArray]:
         if values.ndim != 2 or values.dtype.kind != "f" or len(values) != count or not values.shape[1]:
             raise InputError(
                 f"{name} in {file.path} must be floats [{count}, width]; got {values.dtype} {list(values.shape)}"
+            )
+        wrong = np.flatnonzero(~(np.abs(values) <= MAX_ABS).all(axis=1))
+        if len(wrong):
+            raise AnswerError(
+                f"answer {wrong[0]} of {file.path} is not finite or beyond {MAX_ABS:g} in {name} ({len(wrong)} answers): "
+                "nothing was imported"
             )
     return outputs
 
