@@ -223,8 +223,8 @@ def _outputs(file: TensorFile) -> dict[str, AnyArray]:
         wrong = np.flatnonzero(~(np.abs(values) <= MAX_ABS).all(axis=1))
         if len(wrong):
             raise AnswerError(
-                f"answer {wrong[0]} of {file.path} is not finite or beyond {MAX_ABS:g} in {name} ({len(wrong)} answers): "
-                "nothing was imported"
+                f"answer {wrong[0]} of {file.path} is not finite or beyond {MAX_ABS:g} in {name}, "
+                f"one of {len(wrong)}: nothing was imported"
             )
     return outputs
 
