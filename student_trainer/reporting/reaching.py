@@ -1,5 +1,6 @@
 """Teacher calls needed to reach an accuracy: interpolated, bootstrapped over seeds, censored where not reached."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -113,26 +114,29 @@ def _intervals(
     Not scipy's bootstrap: its percentiles interpolate, which is nan next to the infinite values of censored resamples.
     """
     calls = np.array([cell.calls for cell in panel.curve(method)])
+    drawn, counts = _resamples(panel.accuracies(method), resamples=resamples, seed=seed)
     curves = [
-        (calls[measured].tolist(), means[measured].tolist())
-        for means in _resampled_means(panel.accuracies(method), resamples=resamples, seed=seed)
-        if (measured := ~np.isnan(means)).any()
+        (calls[measured].tolist(), means[measured].tolist()) for means in drawn for measured in [~np.isnan(means)]
     ]
     intervals = []
     for target in targets:
-        found = [calls_to_reach(target, calls=at, accuracies=means) for at, means in curves]
+        found = np.repeat([calls_to_reach(target, calls=at, accuracies=means) for at, means in curves], counts)
         low, high = np.quantile(found, [0.025, 0.975], method="inverted_cdf")
         intervals.append((float(low), float(high)))
     return intervals
 
 
-def _resampled_means(accuracies_SB: NDArray[np.float64], *, resamples: int, seed: int) -> NDArray[np.float64]:
-    """[resamples, budgets]: means over seeds drawn with replacement; nan where no drawn seed has the budget."""
+def _resamples(
+    accuracies_SB: NDArray[np.float64], *, resamples: int, seed: int
+) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
+    """Mean curves [budgets] over seeds drawn with replacement, and how often each was drawn.
+
+    Of few seeds there are few different draws, 126 of five: each is looked at once. A mean is nan where no drawn seed
+    has the budget.
+    """
     count = len(accuracies_SB)
-    drawn_RS = np.random.default_rng(seed).integers(0, count, size=(resamples, count))
-    drawn_RSB = accuracies_SB[drawn_RS]
-    present_RB = (~np.isnan(drawn_RSB)).sum(axis=1)
-    sums_RB = np.nansum(drawn_RSB, axis=1)
-    means_RB: NDArray[np.float64] = np.full(sums_RB.shape, np.nan)
-    np.divide(sums_RB, present_RB, out=means_RB, where=present_RB > 0)
-    return means_RB
+    drawn_RS = np.sort(np.random.default_rng(seed).integers(0, count, size=(resamples, count)), axis=1)
+    different, times = np.unique(drawn_RS, axis=0, return_counts=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is nan here, and meant
+        return [np.nanmean(accuracies_SB[seeds], axis=0) for seeds in different], times

@@ -106,7 +106,7 @@ def calls_csv(analysis: Analysis) -> str:
     return _csv(head, (_calls_line(reach) for part in analysis.panels for reach in part.reach))
 
 
-def tests_csv(analysis: Analysis) -> str:
+def differences_csv(analysis: Analysis) -> str:
     """A line per test: all pairs at each budget, then the comparing losses against the controls over all budgets."""
     head = (
         "panel",

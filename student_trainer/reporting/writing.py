@@ -6,7 +6,7 @@ from student_trainer.reporting.analysis import Analysis
 from student_trainer.reporting.figure import accuracy_figure, difference_figure, png_bytes, svg_bytes
 from student_trainer.reporting.page import page
 from student_trainer.reporting.palette import DARK, LIGHT
-from student_trainer.reporting.tables import accuracy_csv, calls_csv, latex, markdown, tests_csv
+from student_trainer.reporting.tables import accuracy_csv, calls_csv, differences_csv, latex, markdown
 
 DRAWINGS = {"accuracy": accuracy_figure, "comparing": difference_figure}
 """File name and figure; a figure that has nothing to show is None."""
@@ -25,7 +25,7 @@ def write_report(analysis: Analysis) -> tuple[Path, ...]:
         "table.csv": accuracy_csv(analysis).encode(),
         "table.tex": latex(analysis).encode(),
         "calls.csv": calls_csv(analysis).encode(),
-        "tests.csv": tests_csv(analysis).encode(),
+        "tests.csv": differences_csv(analysis).encode(),
     }
     for name, themes in figures.items():
         if themes:
