@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import asdict
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from rich.console import Console
 from cache.backup import back_up
 from cache.brought import BroughtAnswers, DatasetFacts, LabelledDataset
 from cache.export import export_answers
+from cache.fidelity import measure_fidelity
 from cache.importing import import_answers
 from cache.info import describe_cache
 from cache.layout import OUTPUT_DTYPES
@@ -43,6 +45,10 @@ CachePath = Annotated[Path, typer.Argument(metavar="CACHE", help="Folder of the 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", help="Id of the teacher, or its beginning.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="NAME/SPLIT, where the cache holds several.")]
+
+
+ERRORS = {"kl_tau1": "KL tau 1", "kl_tau4": "KL tau 4", "mse": "MSE", "dist": "DIST", "ckd": "CKD"}
+"""Fields of `Fidelity` and their columns."""
 
 
 @app.command()
@@ -93,6 +99,27 @@ def verify(path: CachePath) -> None:
             f"or take it out with `logit-cache repair {path}`"
         )
     print(f"{path} is sound")
+
+
+@app.command()
+def fidelity(
+    *,
+    path: CachePath = Path(),
+    teacher: Annotated[str | None, typer.Option(help="Whose answers, where there are several.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="About which data set, where there are several.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Answers to measure on, drawn at random.")] = 8192,
+    seed: Annotated[int, typer.Option(min=0, help="Which answers to draw.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each encoding would take per row, and how far its logits would be from those kept here."""
+    found = measure_fidelity(path, teacher=teacher, dataset=dataset, samples=samples, seed=seed)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    print(f"{'encoding':10s}{'bytes/row':>10s}{'top-1':>9s}" + "".join(f"{name:>11s}" for name in ERRORS.values()))
+    for one in found:
+        errors = "".join(f"{getattr(one, name):11.2e}" for name in ERRORS)
+        print(f"{one.encoding:10s}{one.bytes_per_row:10d}{one.top1_agreement:9.2%}{errors}")
 
 
 @app.command()
