@@ -4,7 +4,8 @@ Shape key: B slots asked for, S slots.
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -173,11 +174,21 @@ def _open_foreign(folder: Path, *, spec: ArraySpec) -> tuple[ArraySpec, int, Slo
     # Zarr takes a second to import, and arrays that we wrote never need it.
     import zarr
 
-    array = zarr.open_array(str(folder), mode="r")
-    chunk_slots = array.chunks[0]
+    with _zarr_errors(folder):
+        array = zarr.open_array(str(folder), mode="r")
+    chunk_slots, slots = array.chunks[0], array.shape[0]
 
     def load(index: int) -> AnyArray:
-        return np.asarray(array[index * chunk_slots : (index + 1) * chunk_slots])
+        with _zarr_errors(folder):
+            return np.asarray(array[index * chunk_slots : (index + 1) * chunk_slots])
 
-    slots = array.shape[0]
     return spec, slots, ChunkwiseArray(load, spec=spec, chunk_slots=chunk_slots, slots=slots)
+
+
+@contextmanager
+def _zarr_errors(folder: Path) -> Iterator[None]:
+    """What Zarr and its codecs say about documents and chunks that they cannot make sense of."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise CorruptCacheError(f"Zarr cannot read {folder} ({error}): restore it from a copy of the cache") from error

@@ -13,6 +13,9 @@ CHECKSUMS = "crc32c.json"
 """In the array's folder: a stray file in a group's folder makes Zarr libraries warn."""
 
 
+COLUMNS = ["first", "end", "crc32c"]
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Slots [first, end) of one array."""
@@ -34,7 +37,10 @@ def read_segments(folder: Path) -> list[Segment]:
     if not path.is_file():
         return []
     try:
-        return [Segment(*(int(number) for number in entry)) for entry in read_json(path)["segments"]]
+        document = read_json(path)
+        if document["columns"] != COLUMNS:
+            raise ValueError(document["columns"])
+        return [Segment(*(int(number) for number in entry)) for entry in document["segments"]]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCacheError(f"{path} lists no segments; restore it from a copy of the cache") from error
 
@@ -42,7 +48,7 @@ def read_segments(folder: Path) -> list[Segment]:
 def write_segments(folder: Path, segments: list[Segment]) -> None:
     """Replace the segments of the array in ``folder``."""
     entries = [[segment.first, segment.end, segment.crc32c] for segment in segments]
-    write_json(folder / CHECKSUMS, {"columns": ["first", "end", "crc32c"], "segments": entries})
+    write_json(folder / CHECKSUMS, {"columns": COLUMNS, "segments": entries})
 
 
 def add_segment(folder: Path, *, first: int, values: AnyArray) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from cache.charges import Charges
 from cache.layout import LEDGER
 from cache.ledger_schema import connect_reader, connect_writer, empty_log, sqlite_errors
+from cache.ledger_seal import break_seal, seal_ledger
 from shared.errors import BudgetConflictError, BudgetExhaustedError, StorageError, TeachonceError, UnknownNameError
 from shared.identity import check_name
 
@@ -35,6 +36,7 @@ class Ledger:
         """Open or create the ledger of the cache at ``path``."""
         self._file = path / LEDGER
         self._failed: StorageError | None = None
+        break_seal(path)
         self.database = connect_writer(path)
         try:
             self.reload()
@@ -67,6 +69,8 @@ class Ledger:
             self.database.close()
             if guard is not None:
                 guard.close()
+        if not self._failed:
+            seal_ledger(self._file.parent)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

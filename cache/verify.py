@@ -1,4 +1,4 @@
-"""Re-reads a cache and says what is wrong with it: checksums, lengths, values that are not finite, the ledger."""
+"""Re-reads a cache and says what is wrong with it: checksums, documents, values, labels beside answers, the ledger."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.alignment import find_misaligned
 from cache.arrays import open_array
 from cache.catalog import CatalogEntry, read_catalog
 from cache.checksum import check_segments, read_segments
-from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, LEDGER, ArraySpec
+from cache.document_damage import find_document_damage
+from cache.layout import BLOCK_SLOTS, DATA, INDEX_ARRAYS, LEDGER, ArraySpec
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.ledger_seal import SEAL, check_seal
 from cache.records import read_records
-from shared.errors import CorruptCacheError
+from shared.errors import CorruptCacheError, InputError, TeachonceError
 
 
 def find_damage(path: Path) -> Iterator[str]:
@@ -20,10 +23,29 @@ def find_damage(path: Path) -> Iterator[str]:
 
     Raises `InputError` for a folder that is no cache.
     """
-    entries = read_catalog(path)
+    entries: list[CatalogEntry] = []
+    try:
+        entries = read_catalog(path)
+    except CorruptCacheError as error:
+        yield str(error)
+    except InputError as error:
+        # A folder that is no cache, or of another format, has no ledger of this one.
+        if _has_own_ledger(path):
+            yield f"{error}; but {path / LEDGER} is one of a cache: restore {DATA} from a copy"
+        else:
+            raise
+    yield from find_document_damage(path / DATA)
     yield from _damage_of_ledger(path, entries=entries)
+    # A fold that was interrupted has left slots beyond the mark.
+    at_rest = (path / SEAL).exists() or not (path / LEDGER).exists()
     for entry in entries:
-        yield from find_array_damage(entry)
+        found = list(find_array_damage(entry))
+        yield from found
+        if at_rest:
+            yield from _damage_of_padding(entry)
+        # What is damaged cannot be compared.
+        if not found:
+            yield from find_misaligned(entry)
 
 
 def find_array_damage(entry: CatalogEntry) -> Iterator[str]:
@@ -32,10 +54,21 @@ def find_array_damage(entry: CatalogEntry) -> Iterator[str]:
         yield from _damage_of_array(entry, spec=spec)
 
 
+def _has_own_ledger(path: Path) -> bool:
+    try:
+        database = connect_reader(path) if (path / LEDGER).exists() else None
+    except TeachonceError:
+        return False
+    if database is not None:
+        database.close()
+    return database is not None
+
+
 def _damage_of_ledger(path: Path, *, entries: Sequence[CatalogEntry]) -> Iterator[str]:
     """Pages that contradict each other, and caches whose Zarr group is gone; a copy without a ledger has none."""
     ledger = path / LEDGER
     try:
+        check_seal(path)
         database = connect_reader(path)
         if database is None:
             return
@@ -77,3 +110,16 @@ def _damage_of_array(entry: CatalogEntry, *, spec: ArraySpec) -> Iterator[str]:
             yield f"{folder} has checksums for slots up to {beyond[-1].end - 1}, but only {slots} slots"
     except CorruptCacheError as error:
         yield str(error)
+
+
+def _damage_of_padding(entry: CatalogEntry) -> Iterator[str]:
+    """Bytes after the last slot that are not zeros: nobody reads them, but the disk has changed them."""
+    for spec in (*entry.specs, *INDEX_ARRAYS):
+        last = entry.folder / spec.name / spec.chunk_name(entry.slots // spec.chunk_slots)
+        used = entry.slots % spec.chunk_slots * spec.slot_bytes
+        if used and last.is_file() and last.stat().st_size == spec.chunk_bytes:
+            with last.open("rb") as file:
+                file.seek(used)
+                padding = file.read()
+            if padding.strip(b"\0"):
+                yield f"{last} has bytes other than zero after its last slot: restore it from a copy of the cache"

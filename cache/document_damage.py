@@ -1,0 +1,49 @@
+"""Whether every ``zarr.json`` of a cache is one that this code wrote."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cache.atomic_file import read_json
+from cache.layout import DOCUMENT, ArraySpec
+from cache.zarr_documents import CHECKSUM, array_document, attributes_checksum
+from shared.errors import CorruptCacheError
+
+GROUP_LEVELS = 3
+"""Teacher, data set, split; below them are arrays."""
+LAYOUT = ("chunk_grid", "chunk_key_encoding", "codecs")
+"""What another tool may have rewritten an array with."""
+
+
+def find_document_damage(root: Path) -> Iterator[str]:
+    """One line per document that is not as it was written; checksums tell about arrays in a foreign layout."""
+    for path in sorted(root.rglob(DOCUMENT)):
+        level = len(path.parent.relative_to(root).parts)
+        try:
+            document = read_json(path)
+        except CorruptCacheError as error:
+            yield str(error)
+            continue
+        sound = _is_own_group(document) if level <= GROUP_LEVELS else _is_plausible_array(document, path.parent)
+        if not sound:
+            yield f"{path} is not as it was written: restore it from a copy of the cache"
+
+
+def _is_own_group(document: dict[str, Any]) -> bool:
+    attributes = document.get("attributes")
+    return (
+        document.keys() == {"zarr_format", "node_type", "attributes"}
+        and (document["zarr_format"], document["node_type"]) == (3, "group")
+        and isinstance(attributes, dict)
+        and attributes.get(CHECKSUM) == attributes_checksum(attributes)
+    )
+
+
+def _is_plausible_array(document: dict[str, Any], folder: Path) -> bool:
+    try:
+        length, *shape = document["shape"]
+        spec = ArraySpec(name=folder.name, dtype=document["data_type"], shape=tuple(shape))
+        own = array_document(spec, slots=length)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return document == own or any(document.get(part) != own[part] for part in LAYOUT)
