@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.atomic_file import read_json
+from cache.catalog import CatalogEntry
 from cache.layout import DOCUMENT, ArraySpec
 from cache.zarr_documents import CHECKSUM, array_document, attributes_checksum
 from shared.errors import CorruptCacheError
@@ -27,6 +28,12 @@ def find_document_damage(root: Path) -> Iterator[str]:
         sound = _is_own_group(document) if level <= GROUP_LEVELS else _is_plausible_array(document, path.parent)
         if not sound:
             yield f"{path} is not as it was written: restore it from a copy of the cache"
+
+
+def check_documents(entry: CatalogEntry) -> None:
+    """Raise `CorruptCacheError` for the first document of a folder with caches that is not as it was written."""
+    for line in find_document_damage(entry.folder.parents[GROUP_LEVELS - 1]):
+        raise CorruptCacheError(line)
 
 
 def _is_own_group(document: dict[str, Any]) -> bool:

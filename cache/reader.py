@@ -28,7 +28,15 @@ class CacheReader:
     """One teacher's answers about one data set, as of `open` or the last `refresh`."""
 
     def __init__(
-        self, path: Path, *, teacher: str | None, dataset: str | None, journal: bool, order: Order, in_memory: bool
+        self,
+        path: Path,
+        *,
+        teacher: str | None,
+        dataset: str | None,
+        journal: bool,
+        order: Order,
+        in_memory: bool,
+        check: bool,
     ) -> None:
         """Use `open`."""
         if order not in ORDERS:
@@ -36,6 +44,7 @@ class CacheReader:
         self._path = path
         self._journal = journal
         self._in_memory = in_memory
+        self._check = check
         self.order: Order = order
         """How `epoch` visits answers."""
         entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
@@ -46,7 +55,9 @@ class CacheReader:
         self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs if spec.is_output}
         """Stored dtype of each output; int8 is read as float32."""
         self._last_view = view_count(self.dataset.view_policy) if self.dataset.rows else 0
-        self._open: Snapshot | None = read_snapshot(path, entry=entry, journal=journal, in_memory=in_memory)
+        self._open: Snapshot | None = read_snapshot(
+            path, entry=entry, journal=journal, in_memory=in_memory, check=check
+        )
 
     @classmethod
     def open(
@@ -58,6 +69,7 @@ class CacheReader:
         *,
         order: Order = "random",
         in_memory: bool = False,
+        check: bool = False,
     ) -> Self:
         """Open the cache in the folder ``path``.
 
@@ -65,10 +77,19 @@ class CacheReader:
         ``journal`` adds answers that are committed but not folded yet (needs the ledger). ``order`` is that of `epoch`:
         "random", or "window" for answers that do not fit into memory, on a disk that seeks slowly. ``in_memory`` copies
         the answers: gathering is somewhat faster, opening slower, and other processes no longer share them.
+        ``check`` compares every block of 8192 answers with its checksum before the first of them is gathered.
         Raises `IdentityError` for a cache of another teacher, `UnknownNameError` for a data set it does not have,
         `CorruptCacheError` for files that are damaged or short, `InputError`.
         """
-        return cls(Path(path), teacher=teacher, dataset=dataset, journal=journal, order=order, in_memory=in_memory)
+        return cls(
+            Path(path),
+            teacher=teacher,
+            dataset=dataset,
+            journal=journal,
+            order=order,
+            in_memory=in_memory,
+            check=check,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process (a spawned DataLoader worker) the same files are opened again, the pages are shared."""
@@ -81,6 +102,7 @@ class CacheReader:
                 "journal": self._journal,
                 "order": self.order,
                 "in_memory": self._in_memory,
+                "check": self._check,
             },
         )
 
@@ -99,7 +121,9 @@ class CacheReader:
     def refresh(self) -> None:
         """See what was folded (or, with ``journal``, committed) since."""
         entry = select(read_catalog(self._path), path=self._path, teacher=self.teacher.id, dataset=self.dataset.name)
-        self._open = read_snapshot(self._path, entry=entry, journal=self._journal, in_memory=self._in_memory)
+        self._open = read_snapshot(
+            self._path, entry=entry, journal=self._journal, in_memory=self._in_memory, check=self._check
+        )
 
     @property
     def _now(self) -> Snapshot:

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from cache.arrays import SlotArray, open_array
 from cache.catalog import CatalogEntry
+from cache.checked import CheckedArray
+from cache.document_damage import check_documents
 from cache.encoding import decode_rows
 from cache.journal import read_entries
 from cache.layout import ENCODED, INDEX_ARRAYS, LEDGER, AnyArray, ArraySpec, companions
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.ledger_seal import check_seal
 from cache.placement import place_arrays
 from cache.slot_index import SlotIndex
 from cache.tail import Tail
@@ -27,7 +30,15 @@ Ints = NDArray[np.int64]
 class Snapshot:
     """Folded slots, then journalled ones."""
 
-    def __init__(self, entry: CatalogEntry, *, folded: int | None, tail: Tail | None, in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        entry: CatalogEntry,
+        *,
+        folded: int | None,
+        tail: Tail | None,
+        in_memory: bool = False,
+        check: bool = False,
+    ) -> None:
         """``folded``: the ledger's mark where it is known; shapes may lag behind it, never run ahead."""
         specs = (*entry.specs, *INDEX_ARRAYS)
         opened = {spec.name: open_array(entry.folder / spec.name, slots=folded) for spec in specs}
@@ -47,6 +58,12 @@ class Snapshot:
         )
         """Whether all answers fit into memory."""
         self._arrays |= answers
+        if check:
+            check_documents(entry)
+            self._arrays = {
+                name: CheckedArray(array, folder=entry.folder / name, spec=self.specs[name], slots=opened[name][1])
+                for name, array in self._arrays.items()
+            }
         self._tail = tail if tail is not None and tail.end > self.folded else None
         self.slots = self.folded if self._tail is None else self._tail.end
         self.index = SlotIndex(num_rows=entry.dataset.rows)
@@ -113,12 +130,16 @@ def _check_out(out: AnyArray, *, shape: tuple[int, ...], spec: ArraySpec) -> Non
         )
 
 
-def read_snapshot(path: Path, *, entry: CatalogEntry, journal: bool, in_memory: bool = False) -> Snapshot:
+def read_snapshot(
+    path: Path, *, entry: CatalogEntry, journal: bool, in_memory: bool = False, check: bool = False
+) -> Snapshot:
     """What is committed now; ``journal`` adds what is not folded yet, from the ledger in the cache's folder."""
     if not journal:
-        return Snapshot(entry, folded=None, tail=None, in_memory=in_memory)
+        return Snapshot(entry, folded=None, tail=None, in_memory=in_memory, check=check)
+    if check:
+        check_seal(path)
     folded, tail = _read_journal(path, entry=entry)
-    return Snapshot(entry, folded=folded, tail=tail, in_memory=in_memory)
+    return Snapshot(entry, folded=folded, tail=tail, in_memory=in_memory, check=check)
 
 
 def _read_journal(path: Path, *, entry: CatalogEntry) -> tuple[int, Tail]:

@@ -11,10 +11,11 @@ import pytest
 import zarr
 from disk_faults import Fault, FaultyProcesses
 
+from cache.reader import CacheReader
 from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.descriptions import DatasetDescription, TeacherDescription
-from shared.errors import TeachonceError
+from shared.errors import CorruptCacheError, TeachonceError
 
 VERIFY = "from cache.cli import main; main()"
 POSITIONS = 6
@@ -103,6 +104,48 @@ def test_a_flipped_bit_in_any_file_is_found(sound: Path, tmp_path: Path) -> None
     names = {file.name for file in files_of(sound)}
     assert {"ledger.sqlite3", "ledger.crc32c.json", "zarr.json", "crc32c.json", "c.0", "c.0.0"} == names
     assert unnoticed(sound, tmp_path, seed=0, positions=POSITIONS) == []
+
+
+def test_a_reader_with_checks_gathers_no_flipped_bit(sound: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(sound, copy)
+    rows = np.arange(80)
+    with CacheReader.open(copy, check=True) as reader:
+        before = {name: values.tobytes() for name, values in reader.gather(rows).items()}
+        keys, labels = reader.keys(rows).tobytes(), reader.labels(rows).tobytes()
+    refused = 0
+    for file, byte, bit in flips(sound, seed=2, positions=3):
+        if file.parent.name == "store":
+            continue
+        damaged = copy / file.relative_to(sound)
+        flip(damaged, byte=byte, bit=bit)
+        try:
+            with CacheReader.open(copy, check=True) as reader:
+                answers = {name: values.tobytes() for name, values in reader.gather(rows).items()}
+                assert (answers, reader.keys(rows).tobytes(), reader.labels(rows).tobytes()) == (before, keys, labels)
+        except TeachonceError as error:
+            assert error.exit_code in (2, 5)
+            refused += 1
+        else:
+            # What nobody reads: after the last slot.
+            assert file.name.startswith("c."), file
+            assert byte >= len(file.read_bytes().rstrip(b"\0")), (file, byte)
+        flip(damaged, byte=byte, bit=bit)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_only_what_is_damaged_is_refused_and_only_with_checks(sound: Path, tmp_path: Path, in_memory: bool) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(sound, copy)
+    (file,) = copy.rglob("logits/c.0.0")
+    flip(file, byte=79 * 8, bit=3)
+    with CacheReader.open(copy) as reader:
+        reader.gather([79])
+    with CacheReader.open(copy, check=True, in_memory=in_memory) as reader:
+        assert len(reader.gather([0], outputs="features")["features"]) == 1
+        with pytest.raises(CorruptCacheError, match=r"slots 40 to 79 of .*logits differ from their checksum: restore"):
+            reader.gather([0], outputs="logits")
 
 
 @pytest.mark.soak
