@@ -68,9 +68,12 @@ class SweepFolder:
             raise InputError(f"{self.path} is a file; choose another --out")
         if not self.path.exists() or (self.path / RECIPE).exists():
             return
-        # Killed before its first file, a sweep leaves its lock behind; `--plan`, what it learnt of the image files.
-        if any(item.name not in {LOCK, CACHE} for item in self.path.iterdir()):
+        if any(not self._is_first(item) for item in self.path.iterdir()):
             raise InputError(f"{self.path} holds something that is no sweep; choose another --out")
+
+    def _is_first(self, item: Path) -> bool:
+        """Whether a sweep writes this before it says what it is: its lock, and the keys of image files."""
+        return item.name == LOCK or (item == self.cache and {inner.name for inner in item.iterdir()} <= {"index"})
 
     def _adopt(self, recipe: Recipe, *, data: str) -> None:
         path, now = self.path / RECIPE, recipe.resolved() | {"data_fingerprint": data}
