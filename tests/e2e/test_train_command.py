@@ -59,7 +59,10 @@ def test_help_names_every_option_without_importing_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--loss", "hinton", "--teacher", "fake:10"], "unknown loss 'hinton'; known: ce, ckd, crd, dist, kl, lm, mixup, mse, rkd"),
+        (
+            ["--loss", "hinton", "--teacher", "fake:10"],
+            "unknown loss 'hinton'; known: ce, ckd, crd, dist, kl, lm, mixup, mse, rkd",
+        ),
         (["--set", "tau=4", "--teacher", "fake:10"], "kl has no hyper-parameter 'tau'"),
         (["--set", "temperature", "--teacher", "fake:10"], "cannot read --set 'temperature'; write name=value"),
         (["--loss", "kl"], "loss kl needs teacher answers: give --cache CACHE"),
