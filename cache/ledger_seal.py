@@ -7,7 +7,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from cache.atomic_file import read_json, sync_folder, write_json
+from cache.atomic_file import disk_full_named, read_json, sync_folder, write_json
 from cache.layout import LEDGER
 from shared.errors import CorruptCacheError
 
@@ -33,8 +33,10 @@ def check_seal(path: Path) -> None:
 def break_seal(path: Path) -> None:
     """Check the seal, then remove it durably: the ledger is about to be written."""
     check_seal(path)
-    if (path / SEAL).exists():
-        (path / SEAL).unlink()
+    seal = path / SEAL
+    if seal.exists():
+        with disk_full_named(seal):
+            seal.unlink()
         sync_folder(path)
 
 

@@ -56,7 +56,7 @@ def kill_again_and_again(path: Path, faulty: FaultyProcesses, *, lives: int, see
 
 
 def test_no_kill_loses_an_acknowledged_answer_or_repeats_a_call(faulty: FaultyProcesses, memory_path: Path) -> None:
-    kill_again_and_again(memory_path / "store", faulty, lives=12, seed=1, every=6)
+    kill_again_and_again(memory_path / "store", faulty, lives=10, seed=1, every=5)
 
 
 @pytest.mark.soak
@@ -135,7 +135,7 @@ def kill_a_fold(path: Path, faulty: FaultyProcesses, *, points: int | None, seed
 
 
 def test_a_fold_that_is_killed_moves_nothing_or_all(faulty: FaultyProcesses, memory_path: Path) -> None:
-    kill_a_fold(memory_path / "store", faulty, points=8, seed=5)
+    kill_a_fold(memory_path / "store", faulty, points=6, seed=5)
 
 
 @pytest.mark.soak

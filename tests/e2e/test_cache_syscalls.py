@@ -138,7 +138,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_rows_are_acknowledged_after_their_commit_is_synced(logged: Callable[..., Disk], store: Path) -> None:
-    disk = logged(COMMIT_ROWS, store, 1, 1)
+    disk = logged(COMMIT_ROWS, store, 1, 1, "small")
     assert disk.seen["acknowledged"] >= 10
     # A batch takes one commit to be paid for and one to be kept.
     assert disk.seen["commits"] >= 20
@@ -149,7 +149,7 @@ def test_rows_are_acknowledged_after_their_commit_is_synced(logged: Callable[...
 
 def test_a_fold_is_synced_chunks_first_then_the_mark_then_the_shapes(logged: Callable[..., Disk], store: Path) -> None:
     for number in (1, 2):
-        logged(COMMIT_ROWS, store, number, number, "leave")
+        logged(COMMIT_ROWS, store, number, number, "leave", "small")
     assert not list(store.rglob("c.*"))
     disk = logged(COMMAND, "fold", store)
     assert disk.seen["chunks"] == 6

@@ -1,8 +1,9 @@
 """One life of a writer: opens a cache, commits batches of several sizes, folds now and then, closes.
 
-Arguments: the cache's folder, a number that no other life has, a seed, and maybe ``leave``: end without folding
-anything, as one that was killed after its last batch. It prints ``open``, ``ack NUMBER ROW...``
-once rows are acknowledged, and ``closed``. Every row divisible by 7 shows the pixels of the row before it.
+Arguments: the cache's folder, a number that no other life has, a seed, and maybe words: ``leave`` ends without folding
+anything, as one that was killed after its last batch; ``small`` keeps to small batches. It prints ``open``,
+``ack NUMBER ROW...`` once rows are acknowledged, and ``closed``. Every row divisible by 7 shows the pixels of the row
+before it.
 """
 
 import os
@@ -64,14 +65,15 @@ def commit(writer: CacheWriter, cache: CacheHandle, rows: list[int], *, number: 
 
 def main() -> None:
     path, number, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    leave = sys.argv[4:] == ["leave"]
+    leave = "leave" in sys.argv[4:]
+    sizes = SIZES[:-1] if "small" in sys.argv[4:] else SIZES
     chance = random.Random(seed)
     with CacheWriter.open(path) as writer:
         cache = writer.open_cache(TEACHER, DATASET)
         print("open", flush=True)
         missing = np.flatnonzero(~cache.present()).tolist()
         for _ in range(BATCHES):
-            size = chance.choice(SIZES)
+            size = chance.choice(sizes)
             rows, missing = missing[:size], missing[size:]
             commit(writer, cache, rows, number=number)
             if not leave and chance.random() < 0.3:
