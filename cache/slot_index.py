@@ -133,8 +133,8 @@ class SlotIndex:
             more = np.bincount(views[piece], minlength=len(counts))
             more[: len(counts)] += counts
             counts = more
-        many = np.flatnonzero(counts * TABLE_FROM >= max(1, self.num_rows))
-        chosen = np.union1d([0], many if self.num_rows else [])
+        many = np.flatnonzero(counts * TABLE_FROM >= self.num_rows) if self.num_rows else np.empty(0, dtype=np.int64)
+        chosen = np.union1d(np.zeros(1, dtype=np.int64), many)
         table_of = np.full(int(chosen.max()) + 2, -1, dtype=np.int64)
         table_of[chosen] = np.arange(len(chosen))
         self._dense = (_empty(len(chosen), self._dense[0].shape[1]), table_of)
@@ -170,7 +170,7 @@ class SlotIndex:
         return np.where(known[at] == codes, slots[at], -1).astype(np.int64)
 
     def _merge(self, codes: Ints, slots: Slots) -> None:
-        codes, slots = _sorted_firsts(codes, slots, num_rows=self.num_rows)
+        codes, slots = _sorted_firsts(codes, slots)
         known, kept = self._sorted
         if len(known):
             new = self._search_sorted(codes) < 0
@@ -188,10 +188,11 @@ class SlotIndex:
             self._dense = (grown, table_of)
 
 
-def _sorted_firsts(codes: Ints, slots: Slots, *, num_rows: int) -> tuple[Ints, Slots]:
+def _sorted_firsts(codes: Ints, slots: Slots) -> tuple[Ints, Slots]:
     """Codes in order with their slots; of equal codes only the one with the first slot."""
     if not (np.diff(codes) > 0).all():
-        row_bits, slot_bits = num_rows.bit_length(), int(slots.max()).bit_length()
+        row_bits = int((codes & ((1 << VIEW_SHIFT) - 1)).max()).bit_length()
+        slot_bits = int(slots.max()).bit_length()
         if (int(codes.max()) >> VIEW_SHIFT).bit_length() + row_bits + slot_bits < 64:
             codes, slots = _sorted_packed(codes, slots, row_bits=row_bits, slot_bits=slot_bits)
         else:

@@ -118,7 +118,12 @@ class _Sweep:
         publish(self._settings.device)
         trials = list(plan.grid.trials())
         self._read_back(trials, setting=setting)
-        self._train(trials, setting=setting)
+        try:
+            self._train(trials, setting=setting)
+        except KeyboardInterrupt:
+            # What ended in another process and was not heard of yet.
+            self._read_back(trials, setting=setting)
+            raise
         rates = choose_rates((trial, score_of(self._results[trial.path])) for trial in trials)
         chosen = [trial for trial in trials if rates.get(trial.cell.path) == trial.lr]
         self._test(chosen, setting=setting)
