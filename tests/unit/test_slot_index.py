@@ -1,4 +1,4 @@
-"""The index from (view, row) to slot: with and without known rows, dense and sparse views, learned at once or singly."""
+"""The index from (view, row) to slot: with and without known rows, dense and sparse views, learned at once or not."""
 
 import numpy as np
 import pytest
