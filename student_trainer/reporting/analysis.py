@@ -13,6 +13,10 @@ COMPARING = "ckd"
 """Losses whose name begins so compare samples with each other; the controls show what is left without comparing."""
 
 
+LABELS_ALONE = "ce"
+"""The loss that no teacher takes part in."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PanelAnalysis:
     """One panel with its tests."""
@@ -23,6 +27,8 @@ class PanelAnalysis:
     """All pairs at each budget; each budget is a family of tests of its own."""
     averaged: tuple[PairResult, ...]
     """Comparing losses against controls, averaged over the budgets: the main question, one family of tests."""
+    lifted: tuple[PairResult, ...]
+    """Losses against cross-entropy on the labels of the same images, averaged over the budgets: one family of tests."""
 
     def pair(self, first: str, second: str, *, budget: int) -> PairResult | None:
         """The test of two methods at one budget, if both have two seeds there."""
@@ -70,4 +76,19 @@ def _analyse(panel: Panel, *, targets: tuple[float, ...]) -> PanelAnalysis:
         reach=reach_table(panel, targets=targets),
         pairs=tuple(pair for budget in panel.budgets for pair in all_pairs(panel, budget=budget)),
         averaged=averaged_pairs(panel, firsts=comparing, seconds=controls),
+        lifted=averaged_pairs(panel, firsts=_taught(panel), seconds=[LABELS_ALONE]),
     )
+
+
+def _taught(panel: Panel) -> list[str]:
+    """Losses that use the teacher's answers on the images whose labels cross-entropy uses, and no other labels."""
+    if panel.axis != "loss" or LABELS_ALONE not in panel.methods:
+        return []
+    rows = {cell.budget: cell.average("rows") for cell in panel.curve(LABELS_ALONE)}
+    return [
+        method
+        for method in panel.methods
+        if panel.asks(method)
+        and panel.group(method) == "loss"
+        and all(cell.average("rows") == rows.get(cell.budget) for cell in panel.curve(method))
+    ]

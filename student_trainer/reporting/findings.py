@@ -50,7 +50,7 @@ def findings(analysis: Analysis) -> list[str]:
         for part in analysis.panels
         for sentence in (
             *_best(part, budgets=_told(analysis, part.panel)),
-            *_above_labels(part, budgets=_told(analysis, part.panel)),
+            *_above_labels(part),
             *_all_labels(part.panel),
         )
     ]
@@ -105,27 +105,24 @@ def _best(part: PanelAnalysis, *, budgets: tuple[int, ...]) -> Iterator[str]:
         )
 
 
-def _above_labels(part: PanelAnalysis, *, budgets: tuple[int, ...]) -> Iterator[str]:
+def _above_labels(part: PanelAnalysis) -> Iterator[str]:
     """Which methods the teacher's answers lift above cross-entropy on the same labels."""
-    panel = part.panel
-    if panel.axis != "loss" or "ce" not in panel.methods:
+    if not part.lifted:
         return
-    asking = [method for method in panel.methods if panel.asks(method) and panel.group(method) == "loss"]
-    for budget in budgets:
-        here = [method for method in asking if (method, budget) in panel.cells and ("ce", budget) in panel.cells]
-        above = [
-            method
-            for method in here
-            if _shown(part, method, "ce", budget=budget)
-            and panel.cells[method, budget].mean > panel.cells["ce", budget].mean
-        ]
-        if here:
-            names = f": {', '.join(above)}" if above else ""
-            yield _sentence(
-                panel,
-                f"with {budget:,} calls {len(above)} of {len(here)} losses are shown to beat cross-entropy on the"
-                f" labels of the same images{names}.",
-            )
+    said = {
+        word: [f"{pair.first} ({points_text(pair.test.mean)})" for pair in part.lifted if pair.shown and above(pair)]
+        for word, above in (("above", _is_better), ("below", lambda pair: not _is_better(pair)))
+    }
+    names = "".join(f"; {word} it: {', '.join(found)}" for word, found in said.items() if found)
+    yield _sentence(
+        part.panel,
+        f"{len(said['above'])} of {len(part.lifted)} losses are shown to beat cross-entropy on the labels of the same"
+        f" images,{_where(part.lifted[0])}{names}.",
+    )
+
+
+def _is_better(pair: PairResult) -> bool:
+    return pair.test.mean > 0
 
 
 def _all_labels(panel: Panel) -> Iterator[str]:

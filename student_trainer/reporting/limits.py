@@ -38,7 +38,8 @@ def _sizes(analysis: Analysis) -> Iterator[str]:
         )
         yield (
             f"“Shown” means a Holm-corrected p below {LEVEL:g}. All pairs at one budget are corrected together, and so"
-            " are the comparing losses against the controls; several budgets or panels are several such families."
+            " are the comparing losses against the controls, and the losses against cross-entropy; several budgets or"
+            " panels are several such families."
         )
 
 

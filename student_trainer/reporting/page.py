@@ -84,6 +84,7 @@ def _part(part: PanelAnalysis, *, targets: tuple[float, ...]) -> dict[str, Any]:
         "accuracy_rows": [((row[0], _mark(panel, row[0])), *row[1:]) for row in accuracy_rows(panel)],
         "references": [(cell.method, accuracy_text(cell)) for cell in panel.references],
         "averaged_rows": [_averaged_row(pair) for pair in part.averaged],
+        "lifted_rows": [_averaged_row(pair) for pair in part.lifted],
         "reach_head": (panel.axis, *(f"{100 * target:g} %" for target in targets)),
         "reach_rows": _reach_rows(part.reach),
         "reach_reductions": [

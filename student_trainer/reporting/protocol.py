@@ -1,6 +1,7 @@
 """How a sweep was done, read from its numbers: what was held equal, and where it was not."""
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from student_trainer.reporting.accounts import forwards_ratio, savings, uneven_tuning
 from student_trainer.reporting.results import SweepResults
@@ -24,6 +25,7 @@ def _protocol(results: SweepResults) -> Iterator[str]:
         f" Not (yet) so in {len(uneven)} of {len({trial.cell for trial in results.trials})} cells." if uneven else ""
     )
     yield _forwards(results)
+    yield from _reference_forwards(results)
     yield (
         "Charged answers are the distinct answers that a run consumed, whether it caused the call or found the answer"
         " cached; they are the axis of calls here."
@@ -51,6 +53,18 @@ def _forwards(results: SweepResults) -> str:
         "A step forwards the same number of images through the student for every method; early stopping makes the"
         f" totals differ, by up to {ratio:.1f} times between two methods of one budget (see the cost table)."
     )
+
+
+def _reference_forwards(results: SweepResults) -> Iterator[str]:
+    """References that saw more images than the methods that they are held against."""
+    asked = [trial.student_forwards for trial in results.tested if trial.budget]
+    free = [trial.student_forwards for trial in results.tested if not trial.budget]
+    if free and asked and fmean(free) > 1.05 * max(asked):
+        yield (
+            f"The references without calls forward {fmean(free):,.0f} images, the methods {min(asked):,} to"
+            f" {max(asked):,}: they get at least one whole epoch of all labels, so part of their lead is longer"
+            " training."
+        )
 
 
 def cost_facts(results: SweepResults) -> list[tuple[str, str]]:

@@ -125,7 +125,11 @@ def differences_csv(analysis: Analysis) -> str:
     lines = [
         line
         for part in analysis.panels
-        for pairs, family in ((part.pairs, "all pairs at this budget"), (part.averaged, "comparing against controls"))
+        for pairs, family in (
+            (part.pairs, "all pairs at this budget"),
+            (part.averaged, "comparing against controls"),
+            (part.lifted, "teacher against labels"),
+        )
         for line in _test_lines(pairs, family=family)
     ]
     return _csv(head, lines)
