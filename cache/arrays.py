@@ -53,7 +53,7 @@ class MappedArray:
     def take(self, slots: Ints, *, out: AnyArray) -> None:
         """See `SlotArray`."""
         # "clip" lets NumPy write into `out` without a copy; the bounds were checked.
-        np.take(self._values, slots, axis=0, out=out, mode="clip")
+        self._values.take(slots, axis=0, out=out, mode="clip")
 
     def head(self, slots: int) -> AnyArray:
         """See `SlotArray`."""
@@ -93,7 +93,7 @@ class MemoryArray:
 
     def take(self, slots: Ints, *, out: AnyArray) -> None:
         """See `SlotArray`."""
-        np.take(self._values, slots, axis=0, out=out, mode="clip")
+        self._values.take(slots, axis=0, out=out, mode="clip")
 
     def head(self, slots: int) -> AnyArray:
         """See `SlotArray`."""

@@ -246,17 +246,10 @@ class CacheReader:
     def _slots(self, rows: ArrayLike, *, view: int | ArrayLike) -> Ints:
         """Slots [B] of rows [B], every one checked."""
         rows = self._checked_rows(rows)
-        chosen = view if isinstance(view, int) else _integers(view, what="views")
-        if not isinstance(chosen, int) and chosen.shape not in ((), rows.shape):
-            raise InputError(f"{chosen.size} views for {len(rows)} rows: give one view, or one per row")
+        chosen = view if isinstance(view, int) else self._checked_views(view, rows=rows)
         # View 0 beside those that the policy numbers; uploads have no other.
-        last = self._last_view
-        if isinstance(chosen, int):
-            wrong = [] if 0 <= chosen <= last else [chosen]
-        else:
-            wrong = chosen[(chosen < 0) | (chosen > last)].reshape(-1)[:1].tolist()
-        if wrong:
-            raise RowRangeError(f"view {wrong[0]} does not exist under {self.view_policy}: use 0 to {last}")
+        if isinstance(chosen, int) and not 0 <= chosen <= self._last_view:
+            raise self._no_view(chosen)
         slots = self._now.index.slots_of(rows, view=chosen)
         if len(slots) and slots.min() < 0:
             raise self._missing(rows[slots < 0], view=chosen)
@@ -266,10 +259,23 @@ class CacheReader:
         checked = _integers(rows, what="rows")
         if checked.ndim != 1:
             raise InputError(f"rows must be one-dimensional; got shape {list(checked.shape)}")
-        if len(checked) and not 0 <= checked.min() <= checked.max() < self.num_rows:
+        # As unsigned numbers, negative rows are the largest: one comparison finds both kinds of wrong ones.
+        if len(checked) and checked.view(np.uint64).max() >= self.num_rows:
             wrong = checked[(checked < 0) | (checked >= self.num_rows)][0]
             raise RowRangeError(f"row {wrong} is not a row of {self.dataset.name}: use 0 to {self.num_rows - 1}")
         return checked
+
+    def _checked_views(self, view: ArrayLike, *, rows: Ints) -> Ints:
+        views = _integers(view, what="views")
+        if views.shape not in ((), rows.shape):
+            raise InputError(f"{views.size} views for {len(rows)} rows: give one view, or one per row")
+        wrong = views[(views < 0) | (views > self._last_view)].reshape(-1)
+        if len(wrong):
+            raise self._no_view(int(wrong[0]))
+        return views
+
+    def _no_view(self, view: int) -> RowRangeError:
+        return RowRangeError(f"view {view} does not exist under {self.view_policy}: use 0 to {self._last_view}")
 
     def _missing(self, rows: Ints, *, view: int | Ints) -> MissingRowsError:
         shown = ", ".join(str(row) for row in rows[:5])
