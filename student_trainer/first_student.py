@@ -18,6 +18,9 @@ from student_trainer.device_data import DeviceImages
 from student_trainer.evaluate import EVALUATION_BATCH
 from student_trainer.job import open_data
 from student_trainer.loop import train
+from student_trainer.loss_watch import DivergedError
+from student_trainer.results import RunResult
+from student_trainer.run_folder import forget_unbegun
 from student_trainer.selecting import Look
 
 
@@ -27,8 +30,7 @@ class FirstStudent:
     def __init__(self, config: TrainConfig) -> None:
         if config.rows is None:
             raise InputError("a first student is trained on the rows of a file: give TrainConfig(rows=...)")
-        config = by_labels(config)
-        result = train(config)
+        config, result = _trained(by_labels(config))
         self._dataset, _ = open_data(config)
         self._image_size = config.image_size
         self._device = torch.device("cpu" if result.device == "cpu" else "cuda")
@@ -58,6 +60,18 @@ class FirstStudent:
             image_size=self._image_size,
         )
         return images.batch(torch.arange(len(rows_B), device=self._device), np.zeros(len(rows_B), dtype=np.int64))
+
+
+def _trained(config: TrainConfig) -> tuple[TrainConfig, RunResult]:
+    """Train, at a tenth of the rate where that diverges, and again."""
+    for lr in (config.lr, config.lr / 10, config.lr / 100):
+        tried = replace(config, lr=lr, out=config.out / f"lr{lr:g}")
+        forget_unbegun(tried.out)
+        try:
+            return tried, train(tried)
+        except DivergedError as error:
+            diverged = error
+    raise diverged
 
 
 def by_labels(config: TrainConfig) -> TrainConfig:

@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
     """Open and check everything that ``config`` names."""
     objective = read_objective(config)
     train_set, test_set = open_data(config)
-    views, student_views = _read_views(config, train_set, uses_teacher=bool(objective.outputs))
+    views, student_views = read_views(config, train_set, uses_teacher=bool(objective.outputs))
     side = config.image_size
     student = build_student(
         config.student,
@@ -119,9 +119,10 @@ def open_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
     return open_train_test(config.dataset, root=config.data_root, download=config.download, index_dir=index_dir)
 
 
-def _read_views(
+def read_views(
     config: TrainConfig, dataset: ImageDataset, *, uses_teacher: bool
 ) -> tuple[tuple[int, ...], StudentViews]:
+    """Views that the teacher is asked about, and what the student sees; raises InputError."""
     views = parse_views(config.teacher_views, policy=dataset.view_policy)
     student_views: StudentViews = config.student_views or ("same" if uses_teacher else "fresh")
     if student_views == "same" and config.image_size is not None and views != (0,):

@@ -6,16 +6,15 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from shared.identity import sample_rows
 from shared.models.checkpoint import CheckpointMetadata, load_weights, save_checkpoint
 from student_trainer.device_data import DeviceImages
 from student_trainer.distilling import Finisher
 from student_trainer.evaluate import Forward, accuracy_of
 from student_trainer.job import Job
+from student_trainer.rows import tested_rows
 from student_trainer.run_folder import RunFolder
 from student_trainer.state import TrainState
 
@@ -141,9 +140,7 @@ def test_finished(job: Job, result: RunResult, *, folder: RunFolder, fabric: Fab
 def _tested(job: Job, result: RunResult, *, folder: RunFolder, forward: Forward) -> RunResult:
     """The result with the accuracies of the checkpoints in ``folder``."""
     config, test_set = job.config, job.test_set
-    rows = np.arange(test_set.num_rows)
-    if config.test_sample is not None:
-        rows = np.sort(sample_rows(num_rows=test_set.num_rows, count=config.test_sample, seed=0))
+    rows = tested_rows(test_set, sample=config.test_sample)
     placing: dict[str, Any] = {
         "normalisation": job.normalisation,
         "device": job.device,

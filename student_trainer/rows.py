@@ -41,6 +41,12 @@ class Selection:
         return f"{len(self.train)} rows, {self.answered.sum()} answered, {digest.hexdigest()[:12]}"
 
 
+def tested_rows(test_set: ImageDataset, *, sample: int | None) -> NDArray[np.int64]:
+    """Test rows of every run that tests ``sample`` images (None: all), ascending; all of a smaller split."""
+    count = test_set.num_rows if sample is None else min(sample, test_set.num_rows)
+    return np.sort(sample_rows(num_rows=test_set.num_rows, count=count, seed=0))
+
+
 def read_rows(path: Path) -> NDArray[np.int64]:
     """Row numbers of a file: .npy, or text with whole numbers between spaces, commas or line ends."""
     try:

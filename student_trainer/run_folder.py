@@ -6,6 +6,7 @@ RUN/config.json  metrics.jsonl  results.json  rows.npy  state.pt  best.safetenso
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from numpy.typing import NDArray
 from shared.errors import CorruptCacheError, IdentityError, InputError
 
 CONFIG, METRICS, RESULTS, ROWS, STATE = "config.json", "metrics.jsonl", "results.json", "rows.npy", "state.pt"
+
+
+def forget_unbegun(path: Path) -> None:
+    """Remove a run folder that was left before it said what it is."""
+    if path.exists() and not (path / CONFIG).exists():
+        shutil.rmtree(path)
 
 
 class RunFolder:

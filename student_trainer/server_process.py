@@ -13,6 +13,7 @@ from pathlib import Path
 from shared.client import TeacherClient
 from shared.errors import TeachonceError
 
+MOST_DRAINING_S = 600.0
 LISTENING = re.compile(r"listening on (http://\S+)")
 
 
@@ -50,11 +51,24 @@ def serving(options: Sequence[str], *, log: Path, timeout_s: float = 120.0) -> I
             yield client
     finally:
         process.send_signal(signal.SIGTERM)
-        exit_code = process.wait(timeout=60)
+        exit_code = _wait_for_end(process, log=log)
     if exit_code != 0:
         raise ServerStartError(
             f"the teacher server ended with exit code {exit_code}: {_last_line(log)} (all of it: {log})"
         )
+
+
+def _wait_for_end(process: "subprocess.Popen[bytes]", *, log: Path) -> int:
+    """The exit code of a server that was told to drain: what it has is committed already, folding takes its time."""
+    try:
+        return process.wait(timeout=MOST_DRAINING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise ServerStartError(
+            f"the teacher server did not end within {MOST_DRAINING_S:.0f} s: {_last_line(log)} (all of it: {log});"
+            " no answer is lost, the same command goes on"
+        ) from None
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", *, log: Path, timeout_s: float) -> str:

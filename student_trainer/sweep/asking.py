@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.client import TeacherClient
+from shared.errors import InputError
 from student_trainer.config import TrainConfig
 from student_trainer.job import open_data
 from student_trainer.mirror import fetch_missing, read_api_key
@@ -25,6 +26,8 @@ ROWS_PER_REQUEST = 128
 """One request is one batch of the teacher, kept whole or not at all: stopped and started again, a sweep forms the same
 batches, and so gets the same low bits."""
 DEADLINE_S = 600.0
+MOST_START_S = 3600.0
+"""The server looks at every image of all splits before it listens, once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,8 @@ class Inquiry:
     """Options of `teacher-server serve`; none for a server that runs elsewhere."""
     spendings: tuple[Spending, ...]
     outputs: tuple[str, ...]
+    classes: int
+    """Of the data set: a teacher with others is asked nothing."""
     log: Path
     """What the server says."""
 
@@ -89,14 +94,15 @@ class Inquiry:
 def ask(inquiry: Inquiry) -> Asked:
     """Serve the teacher, ask it about every row that is not answered yet, and stop."""
     done = 0
-    with serving([*inquiry.server, f"--deadline-s={DEADLINE_S}"], log=inquiry.log) as client:
+    with serving([*inquiry.server, f"--deadline-s={DEADLINE_S}"], log=inquiry.log, timeout_s=MOST_START_S) as client:
+        teacher = _check_teacher(client, classes=inquiry.classes)
         for spending in inquiry.spendings:
             _open_run(client, spending.name, budget=spending.budget)
             for rows_B, view in _requests(spending):
                 client.logits(spending.dataset, rows_B, view=view, outputs=inquiry.outputs, run=spending.name)
                 done += len(rows_B)
                 tell(Event(name=inquiry.name, done=done))
-        teacher, ledger = client.cache()["teachers"][0]["id"], client.ledger()
+        ledger = client.ledger()
     return Asked(
         teacher=teacher,
         attempts=ledger["attempts"],
@@ -111,7 +117,7 @@ def fetch(inquiry: Inquiry) -> Asked:
     train_set, _ = open_data(config)
     done = 0
     with TeacherClient(str(config.cache), api_key=read_api_key(config.api_key_file)) as client:
-        teacher = client.cache()["teachers"][0]["id"]
+        teacher = _check_teacher(client, classes=inquiry.classes)
         for spending in inquiry.spendings:
             _open_run(client, spending.name, budget=spending.budget)
             rows_N = read_rows(spending.rows)
@@ -132,6 +138,17 @@ def fetch(inquiry: Inquiry) -> Asked:
         teacher_calls=sum(run.teacher_calls for run in counts.values()),
         runs=counts,
     )
+
+
+def _check_teacher(client: TeacherClient, *, classes: int) -> str:
+    """The id of who will answer; InputError, before the first call, where it knows other classes."""
+    teacher = client.cache()["teachers"][0]
+    if teacher["classes"] != classes:
+        raise InputError(
+            f"teacher: {teacher['id']} tells {teacher['classes']} classes apart and the data set has {classes}; give"
+            " weights that were trained on this data set"
+        )
+    return str(teacher["id"])
 
 
 def _open_run(client: TeacherClient, name: str, *, budget: int) -> None:

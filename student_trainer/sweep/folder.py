@@ -5,14 +5,16 @@ OUT/rows/  teacher/  first/  cache/  runs/CELL/seedS/lrL/
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from cache.atomic_file import read_json, write_atomic, write_json
-from cache.layout import LOCK
+from cache.layout import LEDGER, LOCK
 from cache.lock import WriterLock
 from shared.errors import CacheLockedError, IdentityError, InputError
+from student_trainer.selecting import LOOKING
 from student_trainer.sweep.asking import Asked
 from student_trainer.sweep.recipe import Recipe
 
@@ -20,6 +22,9 @@ RECIPE, SWEEP, RESULTS, ASKED = "recipe.json", "sweep.json", "results.jsonl", "a
 CACHE = "cache"
 GROWING = ("budgets", "seeds", "losses")
 """Keys that may gain values later: what was trained before stays as it was."""
+FREE = ("question", "download")
+FREE_OF_TEACHER = ("server", "api_key_file")
+"""Keys that decide no number. Who answered is held to by its id, wherever it is served."""
 
 
 class SweepFolder:
@@ -39,7 +44,8 @@ class SweepFolder:
         except CacheLockedError as error:
             raise CacheLockedError(f"another sweep is at work in it: {error}") from error
         try:
-            self._adopt(recipe, data=data)
+            self._recipe = recipe.resolved() | {"data_fingerprint": data}
+            self._compare(recipe)
         except BaseException:
             self._lock.release()
             raise
@@ -73,18 +79,41 @@ class SweepFolder:
 
     def _is_first(self, item: Path) -> bool:
         """Whether a sweep writes this before it says what it is: its lock, and the keys of image files."""
-        return item.name == LOCK or (item == self.cache and {inner.name for inner in item.iterdir()} <= {"index"})
+        if item.name == LOCK or item.name.startswith(RECIPE):
+            return True
+        return item == self.cache and {inner.name for inner in item.iterdir()} <= {"index"}
 
-    def _adopt(self, recipe: Recipe, *, data: str) -> None:
-        path, now = self.path / RECIPE, recipe.resolved() | {"data_fingerprint": data}
-        if path.exists():
-            different = differing(read_json(path), now)
-            if different:
-                raise IdentityError(
-                    f"{self.path} holds a sweep of another recipe: {'; '.join(different)}; give the recipe that it"
-                    " began with (budgets, seeds and losses may be added), or choose another --out"
-                )
-        write_json(path, now)
+    def _compare(self, recipe: Recipe) -> None:
+        """Hold the recipe to the one that the folder began with; where nothing was asked yet, begin again."""
+        path = self.path / RECIPE
+        before = read_json(path) if path.exists() else None
+        different = [] if before is None else differing(before, self._recipe)
+        if before is not None and not different and LOOKING.keys() & set(recipe.select):
+            least = min(before["budgets"])
+            if min(recipe.budgets) < least:
+                different = [f"the smallest budget was {least}, and the first student was trained on its images"]
+        if different and ((self.cache / LEDGER).exists() or self.runs.exists()):
+            raise IdentityError(
+                f"{self.path} holds a sweep of another recipe: {'; '.join(different)}; give the recipe that it"
+                " began with (budgets, seeds and losses may be added), or choose another --out"
+            )
+        if before is not None and different:
+            self._begin_again(before)
+        if before is None or different:
+            self.keep_recipe()
+
+    def _begin_again(self, before: Mapping[str, Any]) -> None:
+        """Drop what another recipe drew; its teacher only where it is another one."""
+        parts = [self.rows, self.path / "first"]
+        same_teacher = all(before[key] == self._recipe[key] for key in ("dataset", "data_fingerprint"))
+        if not same_teacher or any(before["teacher"][key] != self._recipe["teacher"][key] for key in ("spec", "train")):
+            parts.append(self.path / "teacher")
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def keep_recipe(self) -> None:
+        """Remember the recipe, which may have grown: from here on the folder is held to it."""
+        write_json(self.path / RECIPE, self._recipe)
 
     def asked(self) -> Asked | None:
         """What asking led to, where all was asked."""
@@ -112,12 +141,19 @@ class SweepFolder:
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Keys in which a recipe changed, each with both values; gained budgets, seeds and losses are no change."""
     found = []
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted((before.keys() | now.keys()) - set(FREE)):
         old, new = before.get(key), now.get(key)
+        if key == "teacher":
+            old, new = _without(old or {}, FREE_OF_TEACHER), _without(new or {}, FREE_OF_TEACHER)
         if old == new or (key in GROWING and all(value in (new or ()) for value in old or ())):
             continue
         found.append(f"{key} was {_short(old)}, is {_short(new)}")
     return found
+
+
+def _without(record: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """A record less some of its keys; whether they were set is kept."""
+    return {key: value is not None if key in keys else value for key, value in record.items()}
 
 
 def _short(value: object) -> str:

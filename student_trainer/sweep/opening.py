@@ -4,10 +4,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError, TeachonceError, UnknownNameError
 from student_trainer.config import TrainConfig
-from student_trainer.job import open_data
+from student_trainer.device_data import stacked
+from student_trainer.job import open_data, read_views
 from student_trainer.objective import read_objective
 from student_trainer.selecting import STRATEGIES
 from student_trainer.student import build_student
@@ -15,6 +18,9 @@ from student_trainer.sweep.cells import Cell, Grid, Trial, build_grid
 from student_trainer.sweep.draws import RowFiles, check_pool
 from student_trainer.sweep.recipe import Recipe
 from student_trainer.sweep.trials import Setting
+
+SIZES_LOOKED_AT = 64
+"""Images, evenly over the rows, whose sizes are compared before anything is paid for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,7 +65,7 @@ def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
         if select not in STRATEGIES:
             raise UnknownNameError(f"select: unknown selection {select!r}; known: {', '.join(STRATEGIES)}")
     for cell in grid.cells:
-        _check_cell(cell, setting=setting)
+        _check_cell(cell, setting=setting, dataset=train_set)
     for spec in recipe.students:
         _check_student(spec, recipe=recipe, dataset=train_set)
     return Plan(grid=grid, setting=setting, train_set=train_set, test_set=test_set)
@@ -74,12 +80,12 @@ def _check_teacher(recipe: Recipe) -> None:
         )
 
 
-def _check_cell(cell: Cell, *, setting: Setting) -> None:
+def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset) -> None:
     """Raise the errors that the cell's first training would end with."""
+    config = setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
     try:
-        objective = read_objective(
-            setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
-        )
+        objective = read_objective(config)
+        read_views(config, dataset, uses_teacher=bool(objective.outputs))
     except TeachonceError as error:
         raise InputError(f"{cell.path}: {error}") from error
     lacking = set(objective.outputs.values()) - set(setting.recipe.outputs)
@@ -93,7 +99,9 @@ def _check_cell(cell: Cell, *, setting: Setting) -> None:
 def _check_student(spec: str, *, recipe: Recipe, dataset: ImageDataset) -> None:
     side = recipe.train.image_size
     shape = dataset.image(0).shape[:2] if side is None else (side, side)
+    rows = np.unique(np.linspace(0, dataset.num_rows - 1, SIZES_LOOKED_AT).astype(np.int64))
     try:
+        stacked(dataset.images(rows), dataset=dataset, rows=rows, image_size=side)
         build_student(spec, classes=len(dataset.classes), image_shape=(shape[0], shape[1]), seed=0)
     except TeachonceError as error:
-        raise InputError(f"students: {error}") from error
+        raise InputError(f"students: {error}".replace("--image-size N", "train.image_size: N")) from error

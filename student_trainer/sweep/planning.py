@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from student_trainer.rows import tested_rows
 from student_trainer.selecting import LOOKING
 from student_trainer.sweep.draws import draw_rows
 from student_trainer.sweep.opening import Plan
-from student_trainer.sweep.steps import asks_test, tested_rows
+from student_trainer.sweep.steps import asks_test
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -47,6 +48,9 @@ def teacher_calls(plan: Plan) -> tuple[int, bool]:
                     for view in views.numbers:
                         asked_N_by_view[view][pool[:images]] = True
                 else:
-                    first = min(grid.recipe.budgets) // len(views.numbers) if select in LOOKING else 0
+                    # An order that looks at a first student begins with the rows that it was trained on.
+                    first = grid.least_images if select in LOOKING else 0
+                    for view in views.numbers:
+                        asked_N_by_view[view][pool[:first]] = True
                     more += (images - first) * len(views.numbers)
     return sum(int(asked_N.sum()) for asked_N in asked_N_by_view.values()) + more, more == 0

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from student_trainer.results import versions
+from student_trainer.rows import tested_rows
 from student_trainer.sweep.audit import teacher_accuracy
 from student_trainer.sweep.cells import Trial
 from student_trainer.sweep.folder import SweepFolder
@@ -21,7 +22,7 @@ from student_trainer.sweep.pool import Pool, Task
 from student_trainer.sweep.progress import SweepView
 from student_trainer.sweep.recipe import Recipe
 from student_trainer.sweep.results import is_tested, result_row, score_of, sweep_header
-from student_trainer.sweep.steps import Session, obtain_answers, prepare_rows, tested_rows, train_teacher
+from student_trainer.sweep.steps import Session, obtain_answers, prepare_rows, train_teacher
 from student_trainer.sweep.tasks import Result, Training, read_result, train_student
 from student_trainer.sweep.trials import Setting, choose_rates
 
@@ -89,6 +90,7 @@ class _Sweep:
         self._folder = folder
         self._pool = pool
         self._view = view
+        self._trials = list(plan.grid.trials())
         self._results: dict[PurePosixPath, Result] = {}
 
     def run(self) -> Outcome:
@@ -98,6 +100,7 @@ class _Sweep:
         prepare_rows(session)
         teacher = train_teacher(session)
         asked = obtain_answers(session)
+        self._folder.keep_recipe()
         setting = replace(plan.setting, teacher=asked.teacher, paid=frozenset(asked.runs))
         accuracy = self._teacher_accuracy(asked.teacher, setting=setting, trained=teacher)
         lost = f", {asked.attempts - asked.teacher_calls} attempts lost" if asked.attempts > asked.teacher_calls else ""
@@ -116,28 +119,17 @@ class _Sweep:
             self._folder.keep_sweep(header)
 
         publish(self._settings.device)
-        trials = list(plan.grid.trials())
+        trials = self._trials
         self._read_back(trials, setting=setting)
         try:
             self._train(trials, setting=setting)
+            rates = self._rates(trials)
+            self._test([trial for trial in trials if rates.get(trial.cell.path) == trial.lr], setting=setting)
         except KeyboardInterrupt:
             # What ended in another process and was not heard of yet.
             self._read_back(trials, setting=setting)
             raise
-        rates = choose_rates((trial, score_of(self._results[trial.path])) for trial in trials)
-        chosen = [trial for trial in trials if rates.get(trial.cell.path) == trial.lr]
-        self._test(chosen, setting=setting)
-        self._folder.keep_results(
-            [
-                result_row(
-                    trial,
-                    self._results[trial.path],
-                    setting=setting,
-                    chosen=rates.get(trial.cell.path) == trial.lr,
-                )
-                for trial in trials
-            ]
-        )
+        self._keep_results(trials, setting=setting)
         devices = [result["device"] for result in self._results.values() if "device" in result]
         publish(devices[0] if devices else self._settings.device)
         return Outcome(
@@ -150,13 +142,32 @@ class _Sweep:
 
     def _read_back(self, trials: list[Trial], *, setting: Setting) -> None:
         """Find what is finished, and begin results.jsonl with it."""
-        rows = []
         for trial in trials:
             result = read_result(setting.runs / trial.path)
             if result is not None:
                 self._results[trial.path] = result
-                rows.append(result_row(trial, result, setting=setting, chosen=False))
-        self._folder.keep_results(rows)
+        self._keep_results(trials, setting=setting)
+
+    def _rates(self, trials: list[Trial]) -> dict[PurePosixPath, float]:
+        """The learning rate of every cell whose trials are all finished."""
+        unfinished = {trial.cell.path for trial in trials if trial.path not in self._results}
+        return choose_rates(
+            (trial, score_of(self._results[trial.path])) for trial in trials if trial.cell.path not in unfinished
+        )
+
+    def _keep_results(self, trials: list[Trial], *, setting: Setting) -> None:
+        """Write results.jsonl anew; a trial is called chosen once its whole cell is tested."""
+        rates = self._rates(trials)
+        chosen = [trial for trial in trials if rates.get(trial.cell.path) == trial.lr]
+        untested = {trial.cell.path for trial in chosen if not is_tested(self._results[trial.path])}
+        paths = {trial.path for trial in chosen if trial.cell.path not in untested}
+        self._folder.keep_results(
+            [
+                result_row(trial, self._results[trial.path], setting=setting, chosen=trial.path in paths)
+                for trial in trials
+                if trial.path in self._results
+            ]
+        )
 
     def _train(self, trials: list[Trial], *, setting: Setting) -> None:
         """Train what is not finished."""
@@ -173,6 +184,8 @@ class _Sweep:
             self._results[trial.path] = result
             self._folder.add_result(result_row(trial, result, setting=setting, chosen=False))
             self._view.finish(task.name, work=work[task.name], outcome=_outcome(result))
+            if test and all(other.path in self._results for other in trials if other.cell == trial.cell):
+                self._keep_results(trials, setting=setting)
 
     def _test(self, chosen: list[Trial], *, setting: Setting) -> None:
         """Test the trials of the chosen learning rates, once."""
@@ -182,7 +195,10 @@ class _Sweep:
         if tasks:
             self._view.begin("tests", tasks=len(tasks), work=len(tasks))
         for task, result in self._pool.run(tasks, hear=lambda event: None):
-            self._results[by_name[task.name].path] = result
+            trial = by_name[task.name]
+            self._results[trial.path] = result
+            if all(is_tested(self._results[other.path]) for other in chosen if other.cell == trial.cell):
+                self._keep_results(self._trials, setting=setting)
             self._view.finish(task.name, work=1, outcome=_outcome(result))
 
     def _task(self, trial: Trial, *, setting: Setting, test: bool) -> Task:

@@ -3,16 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cache.info import describe_cache
 from cache.reader import CacheReader
-from shared.datasets.base import ImageDataset
+from shared.datasets.spec import parse_dataset
 from shared.errors import InputError, MissingRowsError
-from shared.identity import sample_rows
 from student_trainer.config import TrainConfig
-from student_trainer.rows import read_rows
+from student_trainer.rows import read_rows, tested_rows
 from student_trainer.selecting import LOOKING
 from student_trainer.sweep.asking import ROWS_PER_REQUEST, Asked, Inquiry, Spending, ask, fetch
 from student_trainer.sweep.audit import check_ledger
@@ -35,12 +31,6 @@ class Session:
     folder: SweepFolder
     pool: Pool
     view: SweepView
-
-
-def tested_rows(test_set: ImageDataset, *, sample: int | None) -> NDArray[np.int64]:
-    """The test rows that students are tested on, as `student_trainer.results` draws them."""
-    count = test_set.num_rows if sample is None else min(sample, test_set.num_rows)
-    return np.sort(sample_rows(num_rows=test_set.num_rows, count=count, seed=0))
 
 
 def prepare_rows(session: Session) -> None:
@@ -194,8 +184,15 @@ def _inquiry(session: Session, *, spendings: tuple[Spending, ...]) -> Inquiry:
         server=() if teacher.server else tuple(_server_options(session)),
         spendings=spendings,
         outputs=tuple(recipe.outputs),
+        classes=len(session.plan.train_set.classes),
         log=folder.path / "server.log",
     )
+
+
+def all_splits(dataset: str) -> str:
+    """The spec without a split: the teacher is asked about test images, too."""
+    split = parse_dataset(dataset).split
+    return dataset if split is None else dataset.rstrip("/").removesuffix(f"/{split}")
 
 
 def _server_options(session: Session) -> list[str]:
@@ -204,7 +201,7 @@ def _server_options(session: Session) -> list[str]:
     spec = str(folder.path / "teacher" / "last.safetensors") if teacher.train is not None else teacher.spec
     options = [
         f"--teacher={spec}",
-        f"--dataset={recipe.dataset}",
+        f"--dataset={all_splits(recipe.dataset)}",
         f"--cache={folder.cache}",
         f"--outputs={','.join(recipe.outputs)}",
         f"--batch={ROWS_PER_REQUEST}",
@@ -224,6 +221,12 @@ def _found(plan: Plan, *, spendings: tuple[Spending, ...]) -> Asked:
     path = Path(str(plan.grid.recipe.teacher.cache))
     with CacheReader.open(path, dataset=plan.train_set.name) as reader:
         reader.check_dataset(plan.train_set)
+        lacking_outputs = [name for name in plan.grid.recipe.outputs if name not in reader.outputs]
+        if lacking_outputs:
+            raise InputError(
+                f"teacher.cache: {path} keeps {', '.join(reader.outputs)}, not {', '.join(lacking_outputs)}; name in"
+                " outputs what it keeps, leave out the losses that need more, or let the sweep ask a teacher"
+            )
         for spending in spendings:
             rows_N = read_rows(spending.rows)
             for number in spending.views:

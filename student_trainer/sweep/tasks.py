@@ -1,7 +1,6 @@
 """The tasks that a sweep gives to its processes: training a student, or drawing an order of asking."""
 
 import logging
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from student_trainer.job import open_data
 from student_trainer.loop import train
 from student_trainer.loss_watch import DivergedError
 from student_trainer.progress import EpochMetrics, Quiet
-from student_trainer.run_folder import CONFIG, RESULTS
+from student_trainer.run_folder import RESULTS, forget_unbegun
 from student_trainer.selecting import LOOKING, asking_order, first_student
 from student_trainer.sweep.draws import RowFiles, draw_rows
 from student_trainer.sweep.worker import Event, tell
@@ -58,8 +57,7 @@ def train_student(training: Training) -> Result:
     out = training.config.out
     if (out / DIVERGED).exists():
         return read_json(out / DIVERGED)
-    if out.exists() and not (out / CONFIG).exists():
-        shutil.rmtree(out)  # killed before it said what it is
+    forget_unbegun(out)
     try:
         return asdict(train(training.config, progress=Teller(training)))
     except DivergedError as error:

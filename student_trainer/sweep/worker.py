@@ -74,6 +74,12 @@ def perform(task: Callable[[Any], Any], argument: Any) -> Any:
             return Failure(message=str(error), exit_code=error.exit_code)
         except OSError as error:
             return Failure(message=str(error), exit_code=1)
+        except RuntimeError as error:
+            # torch's, by name: importing it here would be too early.
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            message = f"out of memory on the device ({error}); use a smaller train.batch, or fewer --jobs"
+            return Failure(message=message, exit_code=1)
 
 
 def _stop(_number: int, _frame: object) -> None:

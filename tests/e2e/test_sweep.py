@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from cache.info import describe_cache
 from shared.command import run_command
-from shared.errors import IdentityError, MissingRowsError
+from shared.errors import IdentityError, MissingRowsError, TeachonceError
 from student_trainer.cli import app
 from student_trainer.sweep.progress import Lines
 from student_trainer.sweep.reading import read_recipe
@@ -230,6 +231,37 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_with_130(tmp_path: Path) -> None
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert len(table(out)) >= 2
+
+
+def test_a_sample_beyond_the_test_split_is_all_of_it_and_an_unfinished_sweep_has_finished_cells(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path, losses=["ce"], budgets=[20], lr=[0.1], test_sample=5000), tmp_path / "out"
+    run(recipe, out=out)
+    assert {(line["test_rows"], line["chosen"]) for line in table(out)} == {(360, True)}
+    before = table(out)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(write_recipe(tmp_path, losses=["ce", "kl"], budgets=[20], lr=[0.1], test_sample=5000), out=out)
+    # What was finished before is still called so.
+    assert [line for line in table(out) if line["loss"] in ("ce", "ce (all labels)")] == before
+
+
+def interrupted(recipe: Path, *, out: Path) -> None:
+    """A sweep that is stopped as soon as one more training is done."""
+
+    class Stop(Lines):
+        def finish(self, name: str, *, work: int, outcome: str) -> None:
+            if "/kl/" in name:
+                raise KeyboardInterrupt
+
+    settings = SweepSettings(recipe=read_recipe(recipe), out=out, jobs=1, device="cpu", gpus=(), command="sweep")
+    with Stop(sys.stderr) as view:
+        run_sweep(settings, view=view)
+
+
+def test_a_teacher_of_other_classes_is_asked_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(TeachonceError, match="tells 7 classes apart and the data set has 10"):
+        run(write_recipe(tmp_path, teacher={"spec": "fake:7"}), out=out)
+    assert describe_cache(out / "cache")["attempts"] == 0
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from shared.datasets.spec import open_train_test
 from shared.errors import InputError, UnknownNameError
 from student_trainer.config import TrainConfig
+from student_trainer.loop import train
+from student_trainer.loss_watch import DivergedError
+from student_trainer.results import RunResult
 from student_trainer.selecting import STRATEGIES, Look, asking_order, first_student
 
 LOOKING = ["k-center", "herding", "margin", "entropy"]
@@ -187,10 +191,28 @@ def test_a_first_student_is_trained_without_any_teacher_and_read_back(config: Tr
     labels = open_train_test("digits")[0].labels
     # Never saw these rows; 10 % would be guessing.
     assert (look.logits.argmax(axis=1) == labels[300:700]).mean() > 0.8
-    written = (config.out / "results.json").stat().st_mtime_ns
+    (results,) = config.out.rglob("results.json")
+    written = results.stat().st_mtime_ns
     again = first_student(config)(np.array([699, 300]))
-    assert (config.out / "results.json").stat().st_mtime_ns == written
+    assert results.stat().st_mtime_ns == written
     np.testing.assert_allclose(again.logits, look.logits[[399, 0]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_first_student_that_diverges_is_trained_more_slowly(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def diverging(tried: TrainConfig) -> RunResult:
+        rates.append(tried.lr)
+        if len(rates) < 3:
+            raise DivergedError("the loss is nan")
+        return train(tried)
+
+    monkeypatch.setattr("student_trainer.first_student.train", diverging)
+    look = first_student(replace(config, out=tmp_path / "run", lr=1.0, epochs=2))(np.arange(300))
+    assert np.isfinite(look.logits).all()
+    assert rates == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_a_first_student_without_rows_is_refused(tmp_path: Path) -> None:

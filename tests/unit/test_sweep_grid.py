@@ -14,6 +14,7 @@ from student_trainer.sweep.cells import Grid, Trial, build_grid
 from student_trainer.sweep.draws import RowFiles, check_pool, draw_rows
 from student_trainer.sweep.folder import SweepFolder, differing
 from student_trainer.sweep.recipe import Recipe
+from student_trainer.sweep.steps import all_splits
 from student_trainer.sweep.trials import Setting, choose_rates
 
 
@@ -150,14 +151,51 @@ def test_a_grid_may_grow_and_nothing_else_may_change() -> None:
     assert found.startswith("losses was ")
 
 
+def test_what_decides_no_number_may_change() -> None:
+    one, other = (
+        recipe_of(teacher={"server": f"http://127.0.0.1:{port}"}, question=str(port), download=port == 1).resolved()
+        for port in (1, 2)
+    )
+    assert differing(one, other) == []
+    assert differing(one, recipe_of(teacher={"spec": "fake:10"}).resolved()) != []
+
+
 def test_a_folder_belongs_to_one_recipe_and_one_data_set(tmp_path: Path) -> None:
     SweepFolder(tmp_path / "out", recipe=recipe_of(), data="a").close()
     SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3), data="a").close()
+    # Until the teacher is asked, a recipe may be corrected.
+    SweepFolder(tmp_path / "out", recipe=recipe_of(lr=[0.5]), data="a").close()
+    SweepFolder(tmp_path / "out", recipe=recipe_of(), data="a").close()
+    (tmp_path / "out" / "cache").mkdir()
+    (tmp_path / "out" / "cache" / "ledger.sqlite3").touch()
     with pytest.raises(IdentityError, match=r"another recipe: lr was \[0.1, 0.01\], is \[0.5\]; give the"):
         SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3, lr=[0.5]), data="a")
     with pytest.raises(IdentityError, match="data_fingerprint was"):
         SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=3), data="b")
+    folder = SweepFolder(tmp_path / "out", recipe=recipe_of(seeds=4), data="a")
+    folder.close()
+    # Until it has its answers, a larger recipe binds nobody.
+    SweepFolder(tmp_path / "out", recipe=recipe_of(), data="a").close()
+    folder.keep_recipe()
+    with pytest.raises(IdentityError, match="seeds was"):
+        SweepFolder(tmp_path / "out", recipe=recipe_of(), data="a")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(InputError, match="holds something that is no sweep"):
         SweepFolder(tmp_path / "other", recipe=recipe_of(), data="a")
+
+
+def test_a_first_student_holds_the_smallest_budget(tmp_path: Path) -> None:
+    SweepFolder(tmp_path / "out", recipe=recipe_of(select=["margin"], budgets=[20, 40]), data="a").close()
+    (tmp_path / "out" / "runs").mkdir()
+    SweepFolder(tmp_path / "out", recipe=recipe_of(select=["margin"], budgets=[20, 40, 80]), data="a").close()
+    with pytest.raises(IdentityError, match="smallest budget was 20, and the first student"):
+        SweepFolder(tmp_path / "out", recipe=recipe_of(select=["margin"], budgets=[10, 20, 40]), data="a")
+
+
+@pytest.mark.parametrize(
+    ("named", "served"),
+    [("digits", "digits"), ("digits/train", "digits"), ("mine=torchvision:CIFAR10/train", "mine=torchvision:CIFAR10")],
+)
+def test_the_teacher_is_served_with_all_splits(named: str, served: str) -> None:
+    assert all_splits(named) == served
