@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ class Pool:
     """Runs tasks in ``jobs`` processes, one GPU of ``gpus`` for each where there are some; a context manager."""
 
     def __init__(self, *, jobs: int, gpus: Sequence[str] = ()) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context(gpus)
         # Closed by `close`, or by the kernel when this process dies: either way the workers end.
         self._lifeline_end, self._lifeline = context.Pipe(duplex=False)
         self._events = context.SimpleQueue()
@@ -62,6 +63,18 @@ class Pool:
             for future in done:
                 task = waiting.pop(future)
                 yield task, _result(future, task=task)
+
+
+def _context(gpus: Sequence[str]) -> SpawnContext | ForkServerContext:
+    """Forked from a process that has imported all that a training needs and done nothing else, where there is no GPU.
+
+    With GPUs every process starts from nothing: it must not meet CUDA before it is told which one it may see.
+    """
+    if gpus or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["student_trainer.sweep.tasks"])
+    return context
 
 
 def _result(future: "Future[Any]", *, task: Task) -> Any:
