@@ -44,9 +44,9 @@ class DatasetDescription:
     fingerprint: str
     """SHA-256 (hex) over keys, labels and class names, see `shared.identity.dataset_fingerprint`; empty for uploads."""
     view_policy: str
-    """Which numbered views exist, such as ``crop4flip``; see `shared.views`."""
+    """Which numbered views exist, such as ``crop4flip``, with all parameters; see `shared.view_policy`."""
     decoder: str = ""
-    """Library and version that decoded the pixels."""
+    """Library and version that decoded the pixels, or drew the random views of them."""
 
     def attributes(self) -> dict[str, Any]:
         """The description as JSON values."""

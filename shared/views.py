@@ -1,8 +1,9 @@
 """Numbered views: view 0 is the image itself, view v >= 1 is one crop of the zero-padded image, maybe flipped.
 
-A policy is ``crop{P}`` or ``crop{P}flip``, P the padding in pixels. With S = 2P + 1 offsets per direction,
+A policy of crops is ``crop{P}`` or ``crop{P}flip``, P the padding in pixels. With S = 2P + 1 offsets per direction,
 ``v - 1 = flip * S * S + dy * S + dx``: pad by P on each side, cut an image of the old size at row dy and column dx,
 then mirror it left to right if flip is 1. So crop4flip has 162 views, and its view 41 has view 0's pixels.
+Views of the policies that draw at random (`shared.view_policy`) are numbered here too, and drawn by `shared.rendering`.
 
 Shape key: H height, W width.
 """
@@ -14,32 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InputError, RowRangeError, UnknownNameError
+from shared.view_policy import CropPolicy, read_policy
 
-POLICY_PATTERN = re.compile(r"crop([0-9]{1,2})(flip)?", re.ASCII)
 RANGE_PATTERN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 
 def padding_of(policy: str) -> int:
-    """Pixels of zero padding on each side; raises `UnknownNameError` for a policy of another form."""
-    return _parse_policy(policy)[0]
+    """Pixels of zero padding on each side; raises `UnknownNameError` for a policy that is no crop."""
+    return _crop(policy).padding
 
 
 def has_flip(policy: str) -> bool:
     """Whether half of the views are mirrored."""
-    return _parse_policy(policy)[1]
+    return _crop(policy).flip
 
 
-def _parse_policy(policy: str) -> tuple[int, bool]:
-    found = POLICY_PATTERN.fullmatch(policy)
-    if not found:
-        raise UnknownNameError(f"unknown view policy {policy[:80]!r}; known: crop1, crop4flip and the like")
-    return int(found[1]), found[2] is not None
+def _crop(policy: str) -> CropPolicy:
+    read = read_policy(policy)
+    if not isinstance(read, CropPolicy):
+        raise UnknownNameError(f"view policy {policy} draws its views at random; crops are crop4flip and the like")
+    return read
 
 
 def view_count(policy: str) -> int:
     """Number of augmented views: they are 1 to this number, beside view 0."""
-    padding, flip = _parse_policy(policy)
-    return (2 * padding + 1) ** 2 * (2 if flip else 1)
+    return read_policy(policy).views
 
 
 def check_view(view: int, *, policy: str) -> int:
@@ -95,7 +95,7 @@ def compose(flip: int, *, dy: int, dx: int, policy: str) -> int:
 
 
 def render(pixels_HW3: NDArray[np.uint8], *, view: int, policy: str) -> NDArray[np.uint8]:
-    """The view's pixels, uint8 [H, W, 3]; view 0 is the array itself. Raises `RowRangeError`."""
+    """The pixels of a crop, uint8 [H, W, 3]; view 0 is the array itself. Raises `RowRangeError`."""
     if check_view(view, policy=policy) == 0:
         return pixels_HW3
     padding = padding_of(policy)

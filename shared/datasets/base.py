@@ -3,11 +3,13 @@
 Shape key: B rows asked for, N rows, H height, W width.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import RLock
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from shared.descriptions import DatasetDescription
 from shared.errors import InputError, RowRangeError
 from shared.identity import dataset_fingerprint, pixel_key, pixel_keys, sample_rows
-from shared.views import render
+from shared.pixels import DECODER
+from shared.rendering import render_row
+from shared.view_policy import random_policy, read_policy
 
 STATISTICS_ROWS = 10_000
 """Rows that normalisation statistics are computed over, at most."""
@@ -63,7 +67,7 @@ class ImageDataset(ABC):
         """int64 [N], read-only."""
         self.labels.flags.writeable = False
         self.view_policy = facts.view_policy
-        """Which numbered views exist, see `shared.views`."""
+        """Which numbered views exist, see `shared.views`; the data set's own, unless `with_views` chose another."""
         self._facts = facts
         self._lock = RLock()
         self._keys: NDArray[np.uint8] | None = None
@@ -74,6 +78,20 @@ class ImageDataset(ABC):
                 f"data set {self.name} has labels from {self.labels.min()} to {self.labels.max()}; "
                 f"its {len(self.classes)} classes need 0 to {len(self.classes) - 1}"
             )
+
+    @property
+    def own_policy(self) -> str:
+        """The views that the data set has where nobody chooses others."""
+        return self._facts.view_policy
+
+    def with_views(self, policy: str | None) -> Self:
+        """The same images under another view policy, which may leave parameters out; None: under their own.
+
+        Raises `UnknownNameError` and `InputError`.
+        """
+        changed = copy.copy(self)
+        changed.view_policy = self.own_policy if policy is None else str(read_policy(policy, self.own_policy))
+        return changed
 
     @property
     def num_rows(self) -> int:
@@ -134,7 +152,8 @@ class ImageDataset(ABC):
             classes=self.classes,
             fingerprint=self.fingerprint,
             view_policy=self.view_policy,
-            decoder=self._facts.decoder,
+            # Pillow draws random views, and so decides their pixels where no file is decoded.
+            decoder=self._facts.decoder or (DECODER if random_policy(self.view_policy) else ""),
         )
 
     @cached_property
@@ -150,7 +169,7 @@ class ImageDataset(ABC):
 
     def rendered(self, row: int, view: int) -> NDArray[np.uint8]:
         """Pixels of one view of a row, uint8 [H, W, 3]; raises `RowRangeError`."""
-        return render(self.image(row), view=view, policy=self.view_policy)
+        return render_row(row, view, policy=self.view_policy, num_rows=self.num_rows, load=self.image)
 
     def key_of(self, row: int, view: int) -> bytes:
         """The key of one view of a row, from its pixels and never from memory."""

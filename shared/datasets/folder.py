@@ -127,7 +127,7 @@ class FolderDataset(ImageDataset):
 
     def _compute_keys(self) -> NDArray[np.uint8]:
         memory = KeyMemory.for_folder(
-            self._index_dir, folder=self._folder, decoder=DECODER, view_policy=self.view_policy
+            self._index_dir, folder=self._folder, decoder=DECODER, view_policy=self.own_policy
         )
         stats = [self._stat(row) for row in range(self.num_rows)]
         keys = [memory.by_stat(file, stat=stat) for file, stat in zip(self._files, stats, strict=True)]
