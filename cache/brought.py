@@ -20,6 +20,7 @@ from cache.tensor_file import TensorFile
 from shared.descriptions import DatasetDescription
 from shared.errors import AnswerError, IdentityError, InputError, RowRangeError
 from shared.identity import KEY_BYTES, check_name, dataset_fingerprint
+from shared.view_policy import DEFAULT_POLICY
 from shared.views import check_view
 
 Ints = NDArray[np.int64]
@@ -45,7 +46,8 @@ class DatasetFacts:
 
     name: str | None = None
     """NAME/SPLIT."""
-    view_policy: str = "crop4flip"
+    view_policy: str = DEFAULT_POLICY
+    """Of a data set that is named so."""
 
 
 class BroughtAnswers:
@@ -139,6 +141,7 @@ class BroughtAnswers:
         if dataset is not None:
             described = dataset.description
             self._check_places(described)
+            self._check_policy(described, said=said)
             found = _keys_of(dataset, rows=self._rows, views=self._views)
             self._check_same(keys, found, dataset=described, what="other pixels")
             self._check_same(labels, dataset.labels[self._rows], dataset=described, what="another label")
@@ -184,6 +187,15 @@ class BroughtAnswers:
         if dataset.name != UPLOADS:
             for view in np.unique(self._views).tolist():
                 check_view(view, policy=dataset.view_policy)
+
+    def _check_policy(self, dataset: DatasetDescription, *, said: Mapping[str, Any]) -> None:
+        """Where the file says what its views are, they are these."""
+        kept = said.get("dataset", {}).get("view_policy", dataset.view_policy)
+        if kept != dataset.view_policy and self._views.any():
+            raise IdentityError(
+                f"{self.name} is about views of {kept}, {dataset.name} has those of {dataset.view_policy}: "
+                f"give --view-policy {kept}; nothing was imported"
+            )
 
     def _check_same(self, given: AnyArray | None, found: AnyArray, *, dataset: DatasetDescription, what: str) -> None:
         if given is None:

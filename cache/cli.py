@@ -29,6 +29,7 @@ from cache.writer import CacheWriter
 from shared.command import run_command
 from shared.errors import CorruptCacheError, InputError
 from shared.sizes import readable_size
+from shared.view_policy import DEFAULT_POLICY, read_policy
 
 app = typer.Typer(
     name="logit-cache",
@@ -204,7 +205,9 @@ def bring_in(  # noqa: PLR0917, typer gives options by position
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where torchvision keeps its files.")] = None,
     name: Annotated[str | None, typer.Option(help="NAME/SPLIT, where the file holds all keys and labels.")] = None,
-    view_policy: Annotated[str, typer.Option(help="Which views a data set named so has.")] = "crop4flip",
+    view_policy: Annotated[
+        str | None, typer.Option(help="What its views are; default: the data set's own, crop4flip for one only named.")
+    ] = None,
     view: Annotated[int | None, typer.Option(help="View of all answers, for a file without views.")] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture of the teacher that answered.")] = None,
     weights: Annotated[
@@ -220,8 +223,8 @@ def bring_in(  # noqa: PLR0917, typer gives options by position
     answers = BroughtAnswers(
         opened,
         teacher=TeacherFacts(arch=arch, weights=_weights(weights), precision=precision),
-        facts=DatasetFacts(name=name, view_policy=view_policy),
-        dataset=_open(dataset, root=data_root) if dataset else None,
+        facts=DatasetFacts(name=name, view_policy=str(read_policy(view_policy or DEFAULT_POLICY))),
+        dataset=_open(dataset, root=data_root, view_policy=view_policy) if dataset else None,
         view=view,
         dtype=dtype,
     )
@@ -252,11 +255,11 @@ def merge(
             print(f"  {note}")
 
 
-def _open(dataset: str, *, root: Path | None) -> LabelledDataset:
+def _open(dataset: str, *, root: Path | None, view_policy: str | None) -> LabelledDataset:
     # Other commands need no data set, and none of the libraries that one may bring.
     from shared.datasets.spec import open_dataset
 
-    return open_dataset(dataset, root=root)
+    return open_dataset(dataset, root=root).with_views(view_policy)
 
 
 def _weights(given: str | None) -> str | None:

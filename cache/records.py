@@ -95,7 +95,9 @@ def check_same_dataset(ours: DatasetDescription, dataset: DatasetDescription) ->
         if kept == given:
             continue
         detail = f"{what} {_short(kept)} there, {_short(given)} here"
-        if what == "fingerprint" and ours.decoder != dataset.decoder:
+        if what == "view_policy":
+            detail = f"view policy {kept} there, {given} here; give --view-policy {kept}, or use another folder"
+        elif what == "fingerprint" and ours.decoder != dataset.decoder:
             detail += f"; pixels were decoded by {ours.decoder} there, {dataset.decoder} here"
         raise IdentityError(
             f"{dataset.name} is not the data set this cache was made for: {detail}; "

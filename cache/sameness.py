@@ -46,6 +46,8 @@ def check_same_images(reader: "CacheReader", dataset: KeyedDataset, *, samples: 
     pixels = (
         f"decoded by {ours.decoder} for the cache, by {theirs.decoder} now; " if ours.decoder != theirs.decoder else ""
     )
+    if ours.view_policy != theirs.view_policy:
+        pixels += f"views of {ours.view_policy} in the cache, of {theirs.view_policy} here; "
     for row, view, key in zip(rows.tolist(), views.tolist(), keys, strict=True):
         if row >= dataset.num_rows:
             raise IdentityError(f"row {row} of the cache is not in {theirs.name} of {dataset.num_rows} rows: {REMEDY}")
@@ -54,6 +56,8 @@ def check_same_images(reader: "CacheReader", dataset: KeyedDataset, *, samples: 
                 f"row {row} view {view} of {theirs.name} shows other pixels than the cache's {ours.name}: "
                 f"{pixels}{REMEDY}"
             )
+    if ours.view_policy != theirs.view_policy and views.any():
+        raise IdentityError(f"{theirs.name} is not the cache's {ours.name}: {pixels}{REMEDY}")
     if ours.fingerprint != theirs.fingerprint:
         what = _difference(ours, theirs)
         raise IdentityError(f"{theirs.name} is not the cache's {ours.name}: {what}; {pixels}{REMEDY}")

@@ -54,6 +54,14 @@ Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, 
 Seed = Annotated[int, typer.Option(help="which sample to draw")]
 RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]
 Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
+ViewPolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--view-policy",
+        help="what views 1, 2, ... are: crop4flip and the like, randaug, rrc, cutmix or mixup, with parameters as in"
+        " randaug:n=2,m=9; default: the data set's own crops",
+    ),
+]
 
 
 @app.command()
@@ -70,6 +78,7 @@ def serve(
     trust_export: TrustExport = False,
     data_root: DataRoot = None,
     download: Download = False,
+    view_policy: ViewPolicyOption = None,
     outputs: Outputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
@@ -118,6 +127,7 @@ def serve(
         datasets=dataset or [],
         data_root=data_root,
         download=download,
+        view_policy=view_policy,
         outputs=_kept(outputs, dtype=dtype),
         budgets=RunBudgets(whole=budget, runs=dict(_run_budget(text) for text in run or ())),
         ready=lambda url: print(f"listening on {url}", flush=True),
@@ -144,6 +154,7 @@ def fill(
     seed: Seed = 0,
     rows: RowsFile = None,
     views: Views = "0",
+    view_policy: ViewPolicyOption = None,
     outputs: Outputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
@@ -169,6 +180,7 @@ def fill(
         download=download,
         rows=RowOptions(sample=sample, seed=seed, file=rows),
         views=views,
+        view_policy=view_policy,
         outputs=_kept(outputs, dtype=dtype),
         budget=budget,
         run=run,
@@ -195,6 +207,7 @@ def plan(
     seed: Seed = 0,
     rows: RowsFile = None,
     views: Views = "0",
+    view_policy: ViewPolicyOption = None,
     outputs: Outputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
@@ -223,6 +236,7 @@ def plan(
         download=download,
         rows=RowOptions(sample=sample, seed=seed, file=rows),
         views=views,
+        view_policy=view_policy,
         outputs=_kept(outputs, dtype=dtype),
         budget=budget,
         run=run,

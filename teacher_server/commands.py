@@ -44,6 +44,8 @@ class FillOptions:
     rows: RowOptions
     views: str
     """Such as ``0,5,1-162``."""
+    view_policy: str | None
+    """Which views there are; None = the data set's own."""
     outputs: dict[str, str] | None
     """What a new cache keeps; None = as created, or the default."""
     budget: int | None
@@ -64,7 +66,13 @@ class Job:
 
 def open_jobs(options: FillOptions, *, index_dir: Path | None) -> list[Job]:
     """Data sets with the rows and views asked for."""
-    datasets = open_datasets(options.datasets, root=options.data_root, download=options.download, index_dir=index_dir)
+    datasets = open_datasets(
+        options.datasets,
+        root=options.data_root,
+        download=options.download,
+        index_dir=index_dir,
+        view_policy=options.view_policy,
+    )
     if options.rows.selects and len(datasets) > 1:
         names = " or ".join(dataset.name for dataset in datasets)
         raise InputError(f"--sample and --rows choose rows of one split; name it in --dataset: {names}")

@@ -73,11 +73,21 @@ class StatisticsOnDemand:
 
 
 def open_datasets(
-    specs: Sequence[str], *, root: Path | None, download: bool, index_dir: Path | None
+    specs: Sequence[str],
+    *,
+    root: Path | None,
+    download: bool,
+    index_dir: Path | None,
+    view_policy: str | None = None,
 ) -> list[ImageDataset]:
-    """All splits of data sets without one, in order; raises `InputError` where two have one name."""
+    """All splits of data sets without one, in order; raises `InputError` where two have one name.
+
+    ``view_policy`` is that of all of them; None: each has its own.
+    """
     datasets = [
-        dataset for spec in specs for dataset in open_splits(spec, root=root, download=download, index_dir=index_dir)
+        dataset.with_views(view_policy)
+        for spec in specs
+        for dataset in open_splits(spec, root=root, download=download, index_dir=index_dir)
     ]
     names = [dataset.name for dataset in datasets]
     twice = {name for name in names if names.count(name) > 1}

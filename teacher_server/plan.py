@@ -13,6 +13,7 @@ from cache.layout import output_specs
 from shared.datasets.base import ImageDataset
 from shared.descriptions import TeacherDescription
 from shared.identity import KEY_BYTES
+from shared.view_policy import random_policy
 from shared.views import decompose, padding_of
 
 IsKnown = Callable[[bytes], bool]
@@ -46,20 +47,28 @@ def plan_fill(
     dataset: ImageDataset, *, rows: NDArray[np.int64], views: Sequence[int], present: Present, is_known: IsKnown
 ) -> FillPlan:
     """Count without decoding an image: exact, save for views whose pixels are equal by chance, which cost less."""
-    seen: set[tuple[bytes, int]] = set()
+    seen: set[tuple[bytes | int, int]] = set()
+    # What a random view shows depends on the row: equal images have different ones.
+    by_row = random_policy(dataset.view_policy) is not None
     cached = missing = 0
     for view in views:
         present_B = present(view)[rows]
         cached += int(present_B.sum())
         missing += int((~present_B).sum())
         canonical = canonical_view(view, policy=dataset.view_policy)
-        seen |= {(dataset.keys[row].tobytes(), canonical) for row in rows[~present_B].tolist()}
-    calls = sum(not (view == 0 and is_known(key)) for key, view in seen)
+        missing_rows = rows[~present_B].tolist()
+        if by_row and view:
+            seen |= {(row, view) for row in missing_rows}
+        else:
+            seen |= {(dataset.keys[row].tobytes(), canonical) for row in missing_rows}
+    calls = sum(not (isinstance(key, bytes) and view == 0 and is_known(key)) for key, view in seen)
     return FillPlan(answers=cached + missing, present=cached, shared_pixels=missing - calls, calls=calls)
 
 
 def canonical_view(view: int, *, policy: str) -> int:
-    """0 for the numbered view that is the image itself, else the view."""
+    """0 for the crop that is the image itself, else the view."""
+    if random_policy(policy) is not None:
+        return view
     padding = padding_of(policy)
     return 0 if decompose(view, policy) == (0, padding, padding) else view
 

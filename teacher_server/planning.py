@@ -58,6 +58,12 @@ class CachedAlready:
                 f"{dataset.name} in this cache has fingerprint {reader.dataset.fingerprint[:12]}, "
                 f"the images given have {dataset.fingerprint[:12]}; use the same images, or another NAME="
             )
+        if reader.dataset.view_policy != dataset.view_policy:
+            kept = reader.dataset.view_policy
+            raise IdentityError(
+                f"{dataset.name} has view policy {kept} in this cache, {dataset.view_policy} here; "
+                f"give --view-policy {kept}, or use another folder"
+            )
         return reader.present(view)
 
     def has_key(self, key: bytes) -> bool:

@@ -36,6 +36,7 @@ def serve_until_signal(
     datasets: Sequence[str],
     data_root: Path | None,
     download: bool,
+    view_policy: str | None,
     outputs: Mapping[str, str] | None,
     budgets: RunBudgets,
     ready: Callable[[str], None],
@@ -46,7 +47,9 @@ def serve_until_signal(
     """
     with closing(CacheWriter.open(cache)) as writer, closing(bind(settings.host, port=port)) as bound:
         _set_budgets(writer, budgets)
-        opened = open_datasets(datasets, root=data_root, download=download, index_dir=cache / INDEX_FOLDER)
+        opened = open_datasets(
+            datasets, root=data_root, download=download, index_dir=cache / INDEX_FOLDER, view_policy=view_policy
+        )
         with closing(open_teacher(teacher, datasets=opened)) as loaded:
             app = create_app(settings, teacher=loaded, datasets=opened, writer=writer, outputs=outputs)
             signals = run_app(app, bound=bound, ready=lambda: ready(url_of(bound)))

@@ -652,7 +652,7 @@ class TestIdentity:
             ({"fingerprint": "56" * 32}, "fingerprint"),
             ({"rows": 3}, "rows 20000 there, 3 here"),
             ({"classes": ("a",) * 5}, "classes"),
-            ({"view_policy": "crop4flip"}, "view_policy"),
+            ({"view_policy": "crop4flip"}, "view policy crop1flip there, crop4flip here; give --view-policy crop1flip"),
         ],
     )
     def test_a_name_belongs_to_one_data_set(
