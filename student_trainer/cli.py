@@ -57,6 +57,7 @@ def train(
     test_sample: options.TestSample = None,
     student_views: options.StudentViewsOption = None,
     teacher_views: options.TeacherViews = "0",
+    view_policy: options.ViewPolicyOption = None,
     image_size: options.ImageSize = None,
     data_root: options.DataRoot = None,
     download: options.Download = False,

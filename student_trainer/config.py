@@ -81,6 +81,8 @@ class TrainConfig:
     None: ``same`` where teacher answers are used, else ``fresh``."""
     teacher_views: str = "0"
     """Views whose answers are used, such as ``0`` or ``1-162``; with several, one is drawn per row and epoch."""
+    view_policy: str | None = None
+    """What views are, such as ``randaug:n=2,m=9``; None: what the cache says that is used, else the data set's own."""
     image_size: int | None = None
     """Side in pixels that the student's images are resized and cut to; None: as they are."""
     data_root: Path | None = None

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from cache.reader import CacheReader
 from shared.errors import IdentityError, InputError, MissingRowsError, RowRangeError
 from shared.identity import pixel_key
-from shared.views import check_view, render
+from shared.mixing import mixing
+from shared.rendering import render_row
+from shared.views import check_view
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.order import TEACHER_VIEWS, drawn_views
 
@@ -94,7 +96,7 @@ class CachedTeacherDataset(Dataset[Item]):
             if pixels is None:
                 same = int(label) == self.reader.labels([row], view=view)[0]
             else:
-                key = pixel_key(render(pixels, view=view, policy=self._policy))
+                key = pixel_key(self._rendered(row, view, image=pixels))
                 same = key == self.reader.keys([row], view=view)[0].tobytes()
             if not same:
                 raise IdentityError(
@@ -115,8 +117,32 @@ class CachedTeacherDataset(Dataset[Item]):
         row, view = int(self.rows[index]), int(self._drawn[index])
         image, label = self._dataset[row]
         if view != 0:
-            image = render(np.asarray(image), view=view, policy=self._policy)
+            image = self._rendered(row, view, image=image)
         return (image if self._transform is None else self._transform(image)), int(label), row, view
+
+    def _rendered(self, row: int, view: int, *, image: Any) -> NDArray[np.uint8]:
+        """Pixels of a view; ``image`` is the row's own, and a partner's is loaded."""
+
+        def load(wanted: int) -> NDArray[np.uint8]:
+            found = image if wanted == row else self._dataset[wanted][0]
+            pixels = _pixels(found)
+            if pixels is None:
+                raise InputError(
+                    f"row {wanted} is no uint8 [H, W, 3] and no PIL image, so that view {view} cannot be drawn from it;"
+                    " give what changes images as transform="
+                )
+            return pixels
+
+        return render_row(row, view, policy=self._policy, num_rows=len(self._dataset), load=load)
+
+    def mixing(
+        self, rows: Sequence[int], views: Sequence[int], *, size: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """(partner rows [B], shares of the rows themselves [B]) of views of images of ``size`` (H, W), for soft labels.
+
+        Raises `InputError` where the cache's views are not those of cutmix or mixup.
+        """
+        return mixing(rows, views, policy=self._policy, num_rows=len(self._dataset), size=size)
 
     def __getstate__(self) -> Mapping[str, Any]:
         # Workers load images only; the answers are gathered in the main process.

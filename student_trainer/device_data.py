@@ -3,17 +3,21 @@
 Shape key: B batch, N images, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.errors import InputError
 from shared.models.preprocessing import Preprocessing
+from shared.view_policy import RandomPolicy, random_policy
 from student_trainer.augment import padded, render_views
+from student_trainer.mixed_views import MixedViews
+from student_trainer.rendered_views import RenderedViews
 
 
 class DeviceImages:
@@ -28,7 +32,9 @@ class DeviceImages:
         device: torch.device,
         image_size: int | None = None,
         augmented: bool = False,
+        kept_views: Sequence[int] = (),
     ) -> None:
+        """``augmented``: views other than 0 are asked for; ``kept_views``: the few that are, again and again."""
         pixels_NHW3 = stacked(dataset.images(rows), dataset=dataset, rows=rows, image_size=image_size)
         self.rows = rows
         """int64 [N] on the host."""
@@ -36,10 +42,26 @@ class DeviceImages:
         """int64 [N] on the device."""
         self.image_shape = (pixels_NHW3.shape[1], pixels_NHW3.shape[2])
         """(H, W) in pixels."""
+        self._device = device
         self._policy = dataset.view_policy
-        self._augmented = augmented
-        pixels = torch.from_numpy(pixels_NHW3).to(device)
-        self._pixels = padded(pixels, policy=self._policy) if augmented else pixels
+        drawn = random_policy(self._policy) if augmented else None
+        self._cropped = augmented and drawn is None
+        self._mixed: MixedViews | None = None
+        self._rendered: RenderedViews | None = None
+        if drawn is not None and drawn.mixes:
+            everything = np.arange(dataset.num_rows)
+            all_NHW3 = stacked(dataset.images(everything), dataset=dataset, rows=everything, image_size=image_size)
+            self._mixed = MixedViews(all_NHW3, rows=rows, policy=drawn).to(device)
+        elif drawn is not None:
+            self._rendered = RenderedViews(
+                self._drawing(dataset, pixels_NHW3, policy=drawn, image_size=image_size),
+                count=len(rows),
+                shape=self.image_shape,
+                kept_views=kept_views,
+            )
+        # Partners are there already, and drawn views are made on the host.
+        pixels = torch.from_numpy(pixels_NHW3[:0] if drawn is not None else pixels_NHW3).to(device)
+        self._pixels = padded(pixels, policy=self._policy) if self._cropped else pixels
         mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
         self._scale = (1 / (255 * std)).view(1, 1, 1, 3).to(device)
         self._shift = (-mean / std).view(1, 1, 1, 3).to(device)
@@ -49,14 +71,76 @@ class DeviceImages:
 
     def pixels(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> Tensor:
         """Pixels uint8 [B, H, W, 3] of the views; where nothing is augmented, of view 0."""
-        if self._augmented:
+        if self._mixed is not None:
+            return self._mixed.pixels(positions_B, views_B)
+        if self._rendered is not None:
+            return torch.from_numpy(self._rendered.pixels(positions_B.cpu().numpy(), views_B)).to(self._device)
+        if self._cropped:
             return render_views(self._pixels, positions_B=positions_B, views_B=views_B, policy=self._policy)
         return self._pixels[positions_B]
+
+    def will_need(self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64]) -> None:
+        """These are asked for next: what is drawn one by one is begun."""
+        if self._rendered is not None:
+            self._rendered.will_need(positions_B, views_B)
+
+    def soft_labels(
+        self, positions_B: Tensor, views_B: NDArray[np.int64], *, labels_N: NDArray[np.int64], classes: int
+    ) -> Tensor | None:
+        """Label distributions float32 [B, C] of images that show two rows; None where each shows one.
+
+        ``labels_N`` are those of all rows of the data set.
+        """
+        if self._mixed is None:
+            return None
+        partner_B, share_B = self._mixed.mixing(positions_B, views_B)
+        share_B1 = torch.from_numpy(share_B).to(self._device, torch.float32)[:, None]
+        partners_B = torch.from_numpy(labels_N[partner_B]).to(self._device)
+        own_BC, other_BC = (one_hot(labels_B, classes) for labels_B in (self.labels[positions_B], partners_B))
+        return share_B1 * own_BC + (1 - share_B1) * other_BC
+
+    def close(self) -> None:
+        """End the threads that draw."""
+        if self._rendered is not None:
+            self._rendered.close()
+
+    def _drawing(
+        self,
+        dataset: ImageDataset,
+        plain_NHW3: NDArray[np.uint8],
+        *,
+        policy: RandomPolicy,
+        image_size: int | None,
+    ) -> Callable[[int, int], NDArray[np.uint8]]:
+        """(position, view) -> pixels uint8 [H, W, 3], by the data set, as the teacher's are."""
+        rows, shape = self.rows.tolist(), plain_NHW3.shape[1:]
+
+        def draw(position: int, view: int) -> NDArray[np.uint8]:
+            plain_HW3: NDArray[np.uint8] = plain_NHW3[position]
+            if view == 0:
+                return plain_HW3
+            pixels_HW3 = dataset.rendered(rows[position], view)
+            if pixels_HW3.shape != shape and image_size is not None:
+                pixels_HW3 = resized(pixels_HW3, side=image_size)
+            if pixels_HW3.shape != shape:
+                found, images = (" x ".join(map(str, size[:2])) for size in (pixels_HW3.shape, shape))
+                raise InputError(
+                    f"views of {policy} are {found}, the images of {dataset.name} {images}: train with"
+                    f" --image-size {policy.size}, or use rrc:size=0"
+                )
+            return pixels_HW3
+
+        return draw
 
     def batch(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> Tensor:
         """Network input float32 [B, 3, H, W], ``(pixels / 255 - mean) / std``, channels last in memory."""
         normalised = self.pixels(positions_B, views_B) * self._scale + self._shift
         return normalised.permute(0, 3, 1, 2)
+
+
+def one_hot(labels_B: Tensor, classes: int) -> Tensor:
+    """float32 [B, C]."""
+    return functional.one_hot(labels_B, classes).to(torch.float32)
 
 
 def stacked(

@@ -37,22 +37,25 @@ class Step(NamedTuple):
     """float [B, D], where the loss needs them."""
     mix: tuple[Tensor, Tensor] | None
     """(partner int64 [B], weight float32 [B]) on the device, where the images were mixed."""
+    soft_labels: Tensor | None = None
+    """float [B, C]: in the place of the labels, where the view itself shows two rows."""
 
 
 def cross_entropy_of(step: Step) -> Tensor:
     """Cross-entropy with the labels, mean over the batch; of mixed images with both labels by weight."""
     logits_BC = step.logits.float()
+    labels = step.labels if step.soft_labels is None else step.soft_labels
     if step.mix is None:
-        return functional.cross_entropy(logits_BC, step.labels)
+        return functional.cross_entropy(logits_BC, labels)
     partner_B, weight_B = step.mix
-    own_B = functional.cross_entropy(logits_BC, step.labels, reduction="none")
-    other_B = functional.cross_entropy(logits_BC, step.labels[partner_B], reduction="none")
+    own_B = functional.cross_entropy(logits_BC, labels, reduction="none")
+    other_B = functional.cross_entropy(logits_BC, labels[partner_B], reduction="none")
     return (weight_B * own_B + (1 - weight_B) * other_B).mean()
 
 
 def distill_batch(job: Job, step: Step) -> DistillBatch | None:
     """The batch as the loss sees it: its answered rows, where the loss needs a teacher; None if they are too few."""
-    positions, views, logits_BC, labels_B, features_BD, mix = step
+    positions, views, logits_BC, labels_B, features_BD, mix, soft_BC = step
     given: dict[str, Tensor] = {}
     if job.uses_teacher:
         answered_B = job.selection.answered[positions]
@@ -62,6 +65,7 @@ def distill_batch(job: Job, step: Step) -> DistillBatch | None:
             keep = torch.from_numpy(np.flatnonzero(answered_B)).to(job.device)
             logits_BC, labels_B = logits_BC[keep], labels_B[keep]
             features_BD = None if features_BD is None else features_BD[keep]
+            soft_BC = None if soft_BC is None else soft_BC[keep]
             positions, views = positions[answered_B], views[answered_B]
         given = teacher_answers(job, positions, views=views)
     return DistillBatch(
@@ -71,6 +75,7 @@ def distill_batch(job: Job, step: Step) -> DistillBatch | None:
         views=torch.from_numpy(views),
         student_features=features_BD,
         mix=mix,
+        soft_labels=soft_BC,
         **given,  # type: ignore[arg-type]
     )
 

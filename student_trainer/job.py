@@ -15,16 +15,18 @@ from torch import nn
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.datasets.spec import open_train_test
 from shared.errors import InputError
-from shared.views import parse_views, view_count
+from shared.views import view_count
 from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
 from student_trainer.mirror import Fetched, fetch_missing, mirror_path
 from student_trainer.objective import Objective, read_objective, start_loss
 from student_trainer.order import INITIAL, derived_seed
+from student_trainer.pixel_check import check_pixels
 from student_trainer.progress import ProgressView
 from student_trainer.rows import Selection, held_out, select_rows, wanted_rows
 from student_trainer.student import build_student
 from student_trainer.targets import Targets, open_cache_targets, open_online_targets
+from student_trainer.view_choice import chosen_views, warn_of_partners, with_chosen_views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -53,14 +55,17 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What else, beside the settings, a resumed run must share."""
+        own = self.train_set.view_policy == self.train_set.own_policy
         return {
             "data_fingerprint": self.train_set.fingerprint,
+            "views": None if own else self.train_set.view_policy,
             "teacher_id": self.targets.description.id if self.targets is not None else None,
             "training_rows": self.selection.summary(),
         }
 
     def close(self) -> None:
-        """Let go of files."""
+        """Let go of files and threads."""
+        self.train_images.close()
         if self.targets is not None:
             self.targets.close()
 
@@ -68,8 +73,9 @@ class Job:
 def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView) -> Job:
     """Open and check everything that ``config`` names."""
     objective = read_objective(config)
-    train_set, test_set = open_data(config)
-    views, student_views = read_views(config, train_set, uses_teacher=bool(objective.outputs))
+    uses_cache = bool(objective.outputs) or config.missing_policy == "skip"
+    train_set, test_set = open_data(config, uses_cache=uses_cache)
+    views, student_views = chosen_views(config, train_set, uses_teacher=bool(objective.outputs))
     side = config.image_size
     student = build_student(
         config.student,
@@ -84,13 +90,14 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
         if targets is not None and objective.outputs:
             targets.place(selection.train[selection.answered], views=views)
         start_loss(objective, selection, config=config, train_set=train_set, student=student, targets=targets)
+        warn_of_partners(train_set, train=selection.train, val=selection.val, student_views=student_views)
         normalisation = train_set.normalisation
         # An online teacher sees the views that the device renders, whatever the student sees.
         augmented = student_views == "fresh" or (
             views != (0,) and (student_views == "same" or config.teacher is not None)
         )
         placing: dict[str, Any] = {"normalisation": normalisation, "device": device, "image_size": config.image_size}
-        return Job(
+        job = Job(
             config=config,
             objective=objective,
             train_set=train_set,
@@ -101,33 +108,37 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
             teacher_views=views,
             student_views=student_views,
             student=student,
-            train_images=DeviceImages(train_set, selection.train, augmented=augmented, **placing),
+            train_images=DeviceImages(
+                train_set,
+                selection.train,
+                augmented=augmented,
+                # These come back every epoch.
+                kept_views=() if student_views == "fresh" else views,
+                **placing,
+            ),
             val_images=DeviceImages(train_set, selection.val, **placing) if len(selection.val) else None,
             device=device,
         )
+        check_pixels(job)
+        return job
     except BaseException:
         if targets is not None:
             targets.close()
         raise
 
 
-def open_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
-    """Training and test split; a local cache's folder remembers the keys of image files."""
+def open_data(config: TrainConfig, *, uses_cache: bool = True) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test split; a local cache's folder remembers the keys of image files.
+
+    The training split has the views of the cache, where it is used; the test split is seen under view 0 alone.
+    """
     index_dir = None
     if config.cache is not None:
         index_dir = (mirror_path(config).parent if config.from_server else Path(config.cache)) / "index"
-    return open_train_test(config.dataset, root=config.data_root, download=config.download, index_dir=index_dir)
-
-
-def read_views(
-    config: TrainConfig, dataset: ImageDataset, *, uses_teacher: bool
-) -> tuple[tuple[int, ...], StudentViews]:
-    """Views that the teacher is asked about, and what the student sees; raises InputError."""
-    views = parse_views(config.teacher_views, policy=dataset.view_policy)
-    student_views: StudentViews = config.student_views or ("same" if uses_teacher else "fresh")
-    if student_views == "same" and config.image_size is not None and views != (0,):
-        raise InputError("--image-size changes the pixels that views are cut from: use --student-views fresh or clean")
-    return views, student_views
+    train_set, test_set = open_train_test(
+        config.dataset, root=config.data_root, download=config.download, index_dir=index_dir
+    )
+    return with_chosen_views(config, train_set, uses_cache=uses_cache), test_set
 
 
 def all_views(dataset: ImageDataset) -> range:

@@ -174,11 +174,13 @@ class _Training:
         self._correct.zero_()
         total = 0.0
         began_s = time.perf_counter()
-        for step, batch in enumerate(batches):
+        owns = [np.array_split(batch, fabric.world_size)[fabric.global_rank] for batch in batches]
+        for step, (batch, own) in enumerate(zip(batches, owns, strict=True)):
+            for soon in owns[step + 1 : step + 2]:
+                self._job.train_images.will_need(soon, student_views[soon])
             self._optimizer.param_groups[0]["lr"] = learning_rate(
                 config, epoch=epoch + step / len(batches), stage=self._state.stage
             )
-            own = np.array_split(batch, fabric.world_size)[fabric.global_rank]
             where = f"epoch {epoch + 1}, step {step + 1}, lr {self._optimizer.param_groups[0]['lr']:g}"
             loss = self._step(own, teacher_views=teacher_views[own], student_views=student_views[own], where=where)
             total += loss * len(own)
@@ -241,7 +243,10 @@ class _Training:
             inputs_B3HW = weight_B111 * inputs_B3HW + (1 - weight_B111) * inputs_B3HW[partner_B]
         logits_BC, features_BD = self._forward(inputs_B3HW)
         labels_B = images.labels[on_device]
-        loss = self._total(Step(positions, teacher_views, logits_BC, labels_B, features_BD, mix))
+        soft_BC = images.soft_labels(
+            on_device, student_views, labels_N=self._job.train_set.labels, classes=len(self._job.train_set.classes)
+        )
+        loss = self._total(Step(positions, teacher_views, logits_BC, labels_B, features_BD, mix, soft_BC))
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)

@@ -168,6 +168,11 @@ def check_served(inventory: dict[str, Any], *, dataset: ImageDataset) -> None:
             f" ({dataset.num_rows} rows, {len(dataset.classes)} classes): images, labels or class names differ;"
             " give both the same files"
         )
+    if entry["view_policy"] != dataset.view_policy:
+        raise IdentityError(
+            f"the server's {dataset.name} has view policy {entry['view_policy']}, the local one {dataset.view_policy};"
+            f" ask for --view-policy {entry['view_policy']}"
+        )
 
 
 def _served_outputs(inventory: dict[str, Any], *, teacher: TeacherDescription, dataset: ImageDataset) -> set[str]:

@@ -54,6 +54,15 @@ StudentViewsOption = Annotated[
 TeacherViews = Annotated[
     str, Option(help="views to use answers of, as 0 or 1-162; of several, one per row and epoch", rich_help_panel=VIEWS)
 ]
+ViewPolicyOption = Annotated[
+    str | None,
+    Option(
+        "--view-policy",
+        help="what views 1, 2, ... are: crop4flip and the like, randaug, rrc, cutmix or mixup; default: what the cache"
+        " says, else the data set's own crops",
+        rich_help_panel=VIEWS,
+    ),
+]
 ImageSize = Annotated[int | None, Option(help="resize and cut the student's images to N x N", rich_help_panel=VIEWS)]
 DataRoot = Annotated[Path | None, Option(help="folder of torchvision's data sets; default data", rich_help_panel=VIEWS)]
 Download = Annotated[bool, Option("--download", help="allow torchvision to download", rich_help_panel=VIEWS)]

@@ -138,6 +138,8 @@ def missing_rows(dataset: ImageDataset, rows: NDArray[np.int64], *, config: Trai
     elif config.rows is not None:
         which = f" --rows {config.rows}"
     views = "" if config.teacher_views == "0" else f" --views {config.teacher_views}"
+    if dataset.view_policy != dataset.own_policy:
+        views += f" --view-policy {dataset.view_policy}"
     # Without a split `fill` would pay for the test images too.
     split = "/" + dataset.name.rpartition("/")[2]
     spec = config.dataset if config.dataset.endswith(split) else config.dataset.rstrip("/") + split

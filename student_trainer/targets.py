@@ -30,6 +30,8 @@ class Targets(Protocol):
 
     description: TeacherDescription
     """Whose answers they are."""
+    pixels_by: str
+    """Library and version that decoded or drew the pixels answered about; empty where nothing did."""
     teacher_calls: int
     """Images through the teacher's forward pass that this training caused so far."""
 
@@ -68,6 +70,7 @@ class CacheTargets:
                 f" cache with --outputs {','.join([*reader.outputs, *lacking])}"
             )
         self.description = reader.teacher
+        self.pixels_by = reader.dataset.decoder
         self.teacher_calls = teacher_calls
         self._reader = reader
         self._outputs = tuple(outputs)
@@ -116,6 +119,7 @@ class OnlineTargets:
         self, teacher: Teacher, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
     ) -> None:
         self.description = teacher.description
+        self.pixels_by = dataset.description.decoder
         self.teacher_calls = 0
         self._teacher = teacher
         self._dataset = dataset

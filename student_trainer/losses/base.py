@@ -231,10 +231,12 @@ def outputs_of(batch: DistillBatch, *, on: str) -> tuple[Tensor, Tensor]:
 
 
 def onehot_of(batch: DistillBatch) -> Tensor:
-    """The labels as the student's logits would have them, [B, C], float32 or better."""
+    """The labels as the student's logits would have them, [B, C], float32 or better; of mixed images, distributions."""
+    student_BC = widen(batch.student_logits)
+    if batch.soft_labels is not None:
+        return batch.soft_labels.to(student_BC.dtype)
     if batch.labels is None:
         raise InputError("this batch has no labels")
-    student_BC = widen(batch.student_logits)
     return functional.one_hot(batch.labels, student_BC.shape[1]).to(student_BC.dtype)
 
 

@@ -32,7 +32,7 @@ class DistillBatch:
     teacher_maps: tuple[Tensor, ...] = ()
     """The teacher's feature maps, each float [B, C, H, W]."""
     soft_labels: Tensor | None = None
-    """float [B, C]: label distributions."""
+    """float [B, C]: label distributions, in the place of the labels where an image shows two rows."""
     mix: tuple[Tensor, Tensor] | None = None
     """(partner int64 [B], weight float [B]) of mixed inputs."""
     student_inputs: Tensor | None = None

@@ -28,5 +28,5 @@ class CrossEntropy(DistillLoss):
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
         logits_BC = widen(batch.student_logits)
-        labels_B = cast(Tensor, batch.labels)
-        return functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.label_smoothing)
+        labels = cast(Tensor, batch.labels) if batch.soft_labels is None else batch.soft_labels
+        return functional.cross_entropy(logits_BC, labels, label_smoothing=self.label_smoothing)

@@ -10,7 +10,7 @@ from shared.datasets.base import ImageDataset
 from shared.errors import InputError, TeachonceError, UnknownNameError
 from student_trainer.config import TrainConfig
 from student_trainer.device_data import stacked
-from student_trainer.job import open_data, read_views
+from student_trainer.job import open_data
 from student_trainer.objective import read_objective
 from student_trainer.selecting import STRATEGIES
 from student_trainer.student import build_student
@@ -18,6 +18,7 @@ from student_trainer.sweep.cells import Cell, Grid, Trial, build_grid
 from student_trainer.sweep.draws import RowFiles, check_pool
 from student_trainer.sweep.recipe import Recipe
 from student_trainer.sweep.trials import Setting
+from student_trainer.view_choice import chosen_views
 
 SIZES_LOOKED_AT = 64
 """Images, evenly over the rows, whose sizes are compared before anything is paid for."""
@@ -46,6 +47,7 @@ def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
             cache=str(cache),
             data_root=recipe.data_root,
             download=recipe.download,
+            view_policy=recipe.view_policy,
         )
     )
     grid = build_grid(recipe, view_policy=train_set.view_policy)
@@ -57,6 +59,7 @@ def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
         cache=cache,
         teacher=None,
         num_rows=train_set.num_rows,
+        view_policy=None if train_set.view_policy == train_set.own_policy else train_set.view_policy,
         device=device,
         command=command,
     )
@@ -85,7 +88,7 @@ def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset) -> None:
     config = setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
     try:
         objective = read_objective(config)
-        read_views(config, dataset, uses_teacher=bool(objective.outputs))
+        chosen_views(config, dataset, uses_teacher=bool(objective.outputs))
     except TeachonceError as error:
         raise InputError(f"{cell.path}: {error}") from error
     lacking = set(objective.outputs.values()) - set(setting.recipe.outputs)

@@ -197,6 +197,9 @@ class Recipe(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_counted), Field(min_length=1)]
     """A number of seeds, or the seeds: each draws the rows, the first weights and the order."""
     views: Annotated[list[ViewsEntry], Field(min_length=1)] = [ViewsEntry(name="clean")]
+    view_policy: str | None = None
+    """What views 1, 2, ... are, such as ``randaug:n=2,m=9``; None: as the cache of `teacher` says, else the data set's
+    own crops."""
     select: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["random"]
     val: bool = True
     """Hold out 20 % of the labels used, to choose epochs and learning rate."""

@@ -175,6 +175,7 @@ def _inquiry(session: Session, *, spendings: tuple[Spending, ...]) -> Inquiry:
         student=recipe.students[0],
         out=folder.path,
         cache=str(folder.cache),
+        view_policy=session.plan.setting.view_policy,
     )
     if teacher.server is not None:
         config = replace(config, cache=teacher.server, mirror=folder.cache, api_key_file=teacher.api_key_file)
@@ -209,6 +210,8 @@ def _server_options(session: Session) -> list[str]:
         f"--precision={teacher.precision}",
         f"--threads={teacher.threads}",
     ]
+    if session.plan.setting.view_policy is not None:
+        options.append(f"--view-policy={session.plan.setting.view_policy}")
     if teacher.weights is not None:
         options.append(f"--weights={teacher.weights}")
     if recipe.data_root is not None:

@@ -27,6 +27,8 @@ class Setting:
     """Rows of the training split."""
     device: str
     command: str
+    view_policy: str | None = None
+    """What the training split's views are, where not its own crops."""
     paid: frozenset[str] = frozenset()
     """Runs that the ledger knows."""
 
@@ -103,6 +105,7 @@ class Setting:
             "dataset": recipe.dataset,
             "data_root": recipe.data_root,
             "download": recipe.download,
+            "view_policy": self.view_policy,
             "device": self.device,
             # One thread: as many trainings as there are cores, and bits that do not depend on how many.
             "threads": 1,

@@ -59,6 +59,60 @@ def test_every_view_on_the_device_has_the_key_of_the_data_set() -> None:
         assert [pixel_key(image) for image in rendered] == [dataset.key_of(int(row), view) for row in rows]
 
 
+@pytest.mark.parametrize("policy", ["randaug:n=3", "rrc:base=crop0flip", "cutmix", "mixup:alpha=0.5"])
+@pytest.mark.parametrize("kept_views", [(), tuple(range(12))])
+def test_random_views_on_the_device_have_the_keys_of_the_data_set(policy: str, kept_views: tuple[int, ...]) -> None:
+    dataset = dataset_of(pixels_of(5, height=6, width=9)).with_views(policy)
+    rows = np.array([4, 1, 3])
+    images = DeviceImages(
+        dataset,
+        rows,
+        normalisation=NORMALISATION,
+        device=torch.device("cpu"),
+        augmented=True,
+        kept_views=kept_views,
+    )
+    positions, views = np.arange(36) % 3, np.arange(36) // 3
+    images.will_need(positions, views)
+    for _ in range(2):
+        rendered = images.pixels(torch.from_numpy(positions), views).numpy()
+        expected = [dataset.key_of(int(rows[at]), int(view)) for at, view in zip(positions, views, strict=True)]
+        assert [pixel_key(image) for image in rendered] == expected
+    images.close()
+
+
+def test_labels_of_mixed_images_are_shared_by_pixels() -> None:
+    """Each class has a colour of its own: its share of the pixels is its share of the label."""
+    colours = np.array([[0, 0, 0], [255, 255, 255]], dtype=np.uint8)
+    labels = np.arange(6) % 2
+    pixels = np.broadcast_to(colours[labels][:, None, None], (6, 16, 16, 3))
+    facts = SplitFacts(name="toy/train", classes=["dark", "bright"], labels=labels, view_policy="crop0flip")
+    for policy, tolerance in (("cutmix", 1e-6), ("mixup", 1 / 255)):
+        dataset = ArrayDataset(facts, pixels=pixels).with_views(policy)
+        images = DeviceImages(
+            dataset, np.arange(1, 5), normalisation=NORMALISATION, device=torch.device("cpu"), augmented=True
+        )
+        positions, views = torch.arange(40) % 4, np.arange(40)
+        soft = images.soft_labels(positions, views, labels_N=dataset.labels, classes=2)
+        assert soft is not None
+        brightness = images.pixels(positions, views).float().mean(dim=(1, 2, 3)) / 255
+        assert torch.allclose(soft[:, 1], brightness, atol=tolerance)
+        assert torch.allclose(soft.sum(dim=1), torch.ones(40))
+        assert soft[0].tolist() == [0.0, 1.0]
+        assert soft.min() < 0.5 < soft.max()
+        assert ((soft > 0.05) & (soft < 0.95)).any()
+
+
+def test_views_of_another_size_ask_for_that_size() -> None:
+    dataset = dataset_of(pixels_of(3, height=8, width=8)).with_views("rrc:size=5")
+    placing = {"normalisation": NORMALISATION, "device": torch.device("cpu"), "augmented": True}
+    images = DeviceImages(dataset, np.arange(3), **placing)
+    with pytest.raises(InputError, match=r"are 5 x 5, the images of toy/train 8 x 8: train with --image-size 5"):
+        images.pixels(torch.arange(3), np.ones(3, dtype=np.int64))
+    images = DeviceImages(dataset, np.arange(3), image_size=5, **placing)
+    assert pixel_key(images.pixels(torch.arange(1), np.ones(1, dtype=np.int64))[0].numpy()) == dataset.key_of(0, 1)
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_network_input_is_the_normalised_pixels(augmented: bool) -> None:
     dataset = dataset_of(pixels_of(4, height=5, width=5))
