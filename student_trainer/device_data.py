@@ -69,12 +69,18 @@ class DeviceImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def pixels(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> Tensor:
-        """Pixels uint8 [B, H, W, 3] of the views; where nothing is augmented, of view 0."""
+    def pixels(
+        self, positions_B: Tensor, views_B: NDArray[np.int64], *, host_B: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """Pixels uint8 [B, H, W, 3] of the views; where nothing is augmented, of view 0.
+
+        ``host_B`` are the positions where they are on the host too: the device is not waited for.
+        """
         if self._mixed is not None:
-            return self._mixed.pixels(positions_B, views_B)
+            return self._mixed.pixels(_on_host(positions_B, host_B), views_B)
         if self._rendered is not None:
-            return torch.from_numpy(self._rendered.pixels(positions_B.cpu().numpy(), views_B)).to(self._device)
+            drawn = torch.from_numpy(self._rendered.pixels(_on_host(positions_B, host_B), views_B))
+            return drawn.to(self._device, non_blocking=True)
         if self._cropped:
             return render_views(self._pixels, positions_B=positions_B, views_B=views_B, policy=self._policy)
         return self._pixels[positions_B]
@@ -85,7 +91,7 @@ class DeviceImages:
             self._rendered.will_need(positions_B, views_B)
 
     def soft_labels(
-        self, positions_B: Tensor, views_B: NDArray[np.int64], *, labels_N: NDArray[np.int64], classes: int
+        self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64], *, labels_N: NDArray[np.int64], classes: int
     ) -> Tensor | None:
         """Label distributions float32 [B, C] of images that show two rows; None where each shows one.
 
@@ -94,9 +100,11 @@ class DeviceImages:
         if self._mixed is None:
             return None
         partner_B, share_B = self._mixed.mixing(positions_B, views_B)
-        share_B1 = torch.from_numpy(share_B).to(self._device, torch.float32)[:, None]
-        partners_B = torch.from_numpy(labels_N[partner_B]).to(self._device)
-        own_BC, other_BC = (one_hot(labels_B, classes) for labels_B in (self.labels[positions_B], partners_B))
+        share_B1 = torch.from_numpy(share_B.astype(np.float32)).to(self._device, non_blocking=True)[:, None]
+        own_BC, other_BC = (
+            one_hot(torch.from_numpy(labels_N[rows_B]).to(self._device, non_blocking=True), classes)
+            for rows_B in (self.rows[positions_B], partner_B)
+        )
         return share_B1 * own_BC + (1 - share_B1) * other_BC
 
     def close(self) -> None:
@@ -132,10 +140,16 @@ class DeviceImages:
 
         return draw
 
-    def batch(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> Tensor:
+    def batch(
+        self, positions_B: Tensor, views_B: NDArray[np.int64], *, host_B: NDArray[np.int64] | None = None
+    ) -> Tensor:
         """Network input float32 [B, 3, H, W], ``(pixels / 255 - mean) / std``, channels last in memory."""
-        normalised = self.pixels(positions_B, views_B) * self._scale + self._shift
+        normalised = self.pixels(positions_B, views_B, host_B=host_B) * self._scale + self._shift
         return normalised.permute(0, 3, 1, 2)
+
+
+def _on_host(positions_B: Tensor, host_B: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return positions_B.cpu().numpy() if host_B is None else host_B
 
 
 def one_hot(labels_B: Tensor, classes: int) -> Tensor:

@@ -91,7 +91,8 @@ def teacher_answers(job: Job, positions: NDArray[np.int64], *, views: NDArray[np
             return [
                 job.train_set.rendered(row, view) for row, view in zip(rows_B.tolist(), views.tolist(), strict=True)
             ]
-        return list(job.train_images.pixels(torch.from_numpy(positions).to(job.device), views).cpu().numpy())
+        on_device = torch.from_numpy(positions).to(job.device)
+        return list(job.train_images.pixels(on_device, views, host_B=positions).cpu().numpy())
 
     answers = job.targets.gather(rows_B, views, pixels=pixels)
     return {need: answers[output] for need, output in job.objective.outputs.items()}

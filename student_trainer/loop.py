@@ -236,15 +236,16 @@ class _Training:
         """One optimizer step on the rows at ``positions`` [B]; returns the loss. DivergedError before a bad one."""
         images = self._job.train_images
         on_device = torch.from_numpy(positions).to(self._job.device, non_blocking=True)
-        inputs_B3HW, mix = images.batch(on_device, student_views), self._mix(len(positions))
+        inputs_B3HW, mix = images.batch(on_device, student_views, host_B=positions), self._mix(len(positions))
         if mix is not None:
             partner_B, weight_B = mix
             weight_B111 = weight_B[:, None, None, None]
             inputs_B3HW = weight_B111 * inputs_B3HW + (1 - weight_B111) * inputs_B3HW[partner_B]
         logits_BC, features_BD = self._forward(inputs_B3HW)
         labels_B = images.labels[on_device]
+        train_set = self._job.train_set
         soft_BC = images.soft_labels(
-            on_device, student_views, labels_N=self._job.train_set.labels, classes=len(self._job.train_set.classes)
+            positions, student_views, labels_N=train_set.labels, classes=len(train_set.classes)
         )
         loss = self._total(Step(positions, teacher_views, logits_BC, labels_B, features_BD, mix, soft_BC))
         self._watch.put(loss)

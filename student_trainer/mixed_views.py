@@ -23,6 +23,7 @@ class MixedViews:
         self._rows = rows
         self._num_rows = len(pixels_NHW3)
         self._size = (pixels_NHW3.shape[1], pixels_NHW3.shape[2])
+        self._last: tuple[tuple[bytes, bytes], Mixes] | None = None
         self._pixels = padded(torch.from_numpy(pixels_NHW3), policy=self._base)
 
     def to(self, device: torch.device) -> "MixedViews":
@@ -30,26 +31,32 @@ class MixedViews:
         self._pixels = self._pixels.to(device)
         return self
 
-    def pixels(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> Tensor:
+    def pixels(self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64]) -> Tensor:
         """uint8 [B, H, W, 3]: the bytes of `shared.rendering.render_row`."""
-        rows_B, mixes = self._drawn(positions_B, views_B)
-        own = self._cropped(rows_B, views_B=mixes.own_view)
+        mixes = self._drawn(positions_B, views_B)
+        own = self._cropped(self._rows[positions_B], views_B=mixes.own_view)
         partner = self._cropped(mixes.partner, views_B=mixes.partner_view)
         if self._policy.kind == "mixup":
             weight = torch.from_numpy(mixes.weight).to(own.device, torch.int32)[:, None, None, None]
             return ((own * weight + partner * (WEIGHTS - weight) + 128) >> 8).to(torch.uint8)
         return torch.where(self._in_box(mixes, device=own.device), partner, own)
 
-    def mixing(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def mixing(
+        self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(partner rows int64 [B], the rows' own shares float64 [B])."""
-        _, mixes = self._drawn(positions_B, views_B)
+        mixes = self._drawn(positions_B, views_B)
         height, width = self._size
         return mixes.partner, mixes.shares(self._policy, height=height, width=width)
 
-    def _drawn(self, positions_B: Tensor, views_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], Mixes]:
-        rows_B = self._rows[positions_B.cpu().numpy()]
-        mixes = draw_mixes(rows_B.tolist(), views_B.tolist(), policy=self._policy, num_rows=self._num_rows)
-        return rows_B, mixes
+    def _drawn(self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64]) -> Mixes:
+        """What the views are made of; remembered, since a step asks for pixels and labels."""
+        asked = positions_B.tobytes(), views_B.tobytes()
+        if self._last is None or self._last[0] != asked:
+            rows = self._rows[positions_B].tolist()
+            mixes = draw_mixes(rows, views_B.tolist(), policy=self._policy, num_rows=self._num_rows)
+            self._last = asked, mixes
+        return self._last[1]
 
     def _cropped(self, rows_B: NDArray[np.int64], *, views_B: NDArray[np.int64]) -> Tensor:
         places = torch.from_numpy(rows_B).to(self._pixels.device)

@@ -35,7 +35,8 @@ def check_pixels(job: "Job") -> None:
     # View 0 of another size is resized for the student, and the teacher's it is not.
     compared = selection.answered[positions] & ((views != 0) | (config.image_size is None))
     positions, views = positions[compared], views[compared]
-    pixels = job.train_images.pixels(torch.from_numpy(positions).to(job.device), views).cpu().numpy()
+    on_device = torch.from_numpy(positions).to(job.device)
+    pixels = job.train_images.pixels(on_device, views, host_B=positions).cpu().numpy()
     rows = selection.train[positions]
     for view in np.unique(views).tolist():
         chosen = np.flatnonzero(views == view)

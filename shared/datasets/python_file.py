@@ -14,8 +14,7 @@ from shared.datasets.items import item_classes, item_labels, item_pixels
 from shared.datasets.source import SplitSource
 from shared.errors import InputError
 from shared.user_code import UserCode, run_file
-
-VIEW_POLICY = "crop4flip"
+from shared.view_policy import DEFAULT_POLICY, read_policy
 
 
 class PythonSource(SplitSource):
@@ -40,7 +39,7 @@ class PythonSource(SplitSource):
                 name=self.split_name(split),
                 classes=item_classes(items, labels=labels),
                 labels=labels,
-                view_policy=str(getattr(items, "view_policy", VIEW_POLICY)),
+                view_policy=str(read_policy(str(getattr(items, "view_policy", DEFAULT_POLICY)))),
                 statistics_from=None if split == "train" else lambda: self.open("train"),
             )
         return ItemDataset(facts, read=lambda row: _read_item(items, row, file=file))

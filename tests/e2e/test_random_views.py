@@ -148,8 +148,10 @@ def test_the_first_batch_is_held_to_the_keys_of_the_answers(
 ) -> None:
     pixels = DeviceImages.pixels
 
-    def one_is_wrong(self: DeviceImages, positions: torch.Tensor, views: np.ndarray) -> torch.Tensor:
-        found = pixels(self, positions, views).clone()
+    def one_is_wrong(
+        self: DeviceImages, positions: torch.Tensor, views: np.ndarray, **more: np.ndarray
+    ) -> torch.Tensor:
+        found = pixels(self, positions, views, **more).clone()
         found[-1, 0, 0, 0] ^= 1
         return found
 

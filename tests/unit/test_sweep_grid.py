@@ -1,6 +1,7 @@
 """The grid of a sweep: its cells, rows, trainings, the choice of learning rates, and what may change in a folder."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def setting_of(grid: Grid, *, num_rows: int = 1000) -> Setting:
         device="cpu",
         command="",
     )
+
+
+def test_every_training_has_the_view_policy_of_the_sweep() -> None:
+    grid = grid_of()
+    setting = replace(setting_of(grid), view_policy="randaug:n=2,m=9,base=crop1,seed=0")
+    assert {setting.config(trial).view_policy for trial in grid.trials()} == {setting.view_policy}
+    assert setting_of(grid).config(next(grid.trials())).view_policy is None
 
 
 def test_every_cell_has_each_seed_and_learning_rate_once() -> None:

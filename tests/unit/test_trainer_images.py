@@ -92,10 +92,10 @@ def test_labels_of_mixed_images_are_shared_by_pixels() -> None:
         images = DeviceImages(
             dataset, np.arange(1, 5), normalisation=NORMALISATION, device=torch.device("cpu"), augmented=True
         )
-        positions, views = torch.arange(40) % 4, np.arange(40)
+        positions, views = np.arange(40) % 4, np.arange(40)
         soft = images.soft_labels(positions, views, labels_N=dataset.labels, classes=2)
         assert soft is not None
-        brightness = images.pixels(positions, views).float().mean(dim=(1, 2, 3)) / 255
+        brightness = images.pixels(torch.from_numpy(positions), views).float().mean(dim=(1, 2, 3)) / 255
         assert torch.allclose(soft[:, 1], brightness, atol=tolerance)
         assert torch.allclose(soft.sum(dim=1), torch.ones(40))
         assert soft[0].tolist() == [0.0, 1.0]
