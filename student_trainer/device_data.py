@@ -16,7 +16,7 @@ from shared.errors import InputError
 from shared.models.preprocessing import Preprocessing
 from shared.view_policy import RandomPolicy, random_policy
 from student_trainer.augment import padded, render_views
-from student_trainer.mixed_views import MixedViews
+from student_trainer.mixed_views import MixedViews, ShownImages, shown_rows
 from student_trainer.rendered_views import RenderedViews
 
 
@@ -35,7 +35,10 @@ class DeviceImages:
         kept_views: Sequence[int] = (),
     ) -> None:
         """``augmented``: views other than 0 are asked for; ``kept_views``: the few that are, again and again."""
-        pixels_NHW3 = stacked(dataset.images(rows), dataset=dataset, rows=rows, image_size=image_size)
+        drawn = random_policy(dataset.view_policy) if augmented else None
+        mixing = drawn if drawn is not None and drawn.mixes else None
+        loaded = rows if mixing is None else shown_rows(rows, kept_views, policy=mixing, num_rows=dataset.num_rows)
+        pixels_NHW3 = stacked(dataset.images(loaded), dataset=dataset, rows=loaded, image_size=image_size)
         self.rows = rows
         """int64 [N] on the host."""
         self.labels = torch.from_numpy(dataset.labels[rows]).to(device)
@@ -44,14 +47,12 @@ class DeviceImages:
         """(H, W) in pixels."""
         self._device = device
         self._policy = dataset.view_policy
-        drawn = random_policy(self._policy) if augmented else None
         self._cropped = augmented and drawn is None
         self._mixed: MixedViews | None = None
         self._rendered: RenderedViews | None = None
-        if drawn is not None and drawn.mixes:
-            everything = np.arange(dataset.num_rows)
-            all_NHW3 = stacked(dataset.images(everything), dataset=dataset, rows=everything, image_size=image_size)
-            self._mixed = MixedViews(all_NHW3, rows=rows, policy=drawn).to(device)
+        if mixing is not None:
+            shown = ShownImages(pixels=pixels_NHW3, rows=loaded, num_rows=dataset.num_rows)
+            self._mixed = MixedViews(shown, rows=rows, policy=mixing, device=device)
         elif drawn is not None:
             self._rendered = RenderedViews(
                 self._drawing(dataset, pixels_NHW3, policy=drawn, image_size=image_size),

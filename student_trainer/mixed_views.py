@@ -3,6 +3,9 @@
 Shape key: B batch, N rows of the data set, H height, W width.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,23 +16,47 @@ from shared.view_policy import RandomPolicy
 from student_trainer.augment import padded, render_views
 
 
-class MixedViews:
-    """Every row of a data set on the device, for any may be a partner."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ShownImages:
+    """Images that views show."""
 
-    def __init__(self, pixels_NHW3: NDArray[np.uint8], *, rows: NDArray[np.int64], policy: RandomPolicy) -> None:
+    pixels: NDArray[np.uint8]
+    """uint8 [n, H, W, 3]."""
+    rows: NDArray[np.int64]
+    """int64 [n], each once."""
+    num_rows: int
+    """N: rows of the data set."""
+
+
+def shown_rows(
+    rows_B: NDArray[np.int64], views: Sequence[int], *, policy: RandomPolicy, num_rows: int
+) -> NDArray[np.int64]:
+    """Rows that the views of ``rows_B`` show: their own and their partners; all, where any view may be asked for."""
+    # More would nearly all be partners of something.
+    if not views or len(rows_B) * len(views) > num_rows:
+        return np.arange(num_rows)
+    partners = [
+        draw_mixes(rows_B.tolist(), [view] * len(rows_B), policy=policy, num_rows=num_rows).partner for view in views
+    ]
+    return np.unique(np.concatenate([rows_B, *partners]))
+
+
+class MixedViews:
+    """Rows and their partners on the device."""
+
+    def __init__(
+        self, shown: ShownImages, *, rows: NDArray[np.int64], policy: RandomPolicy, device: torch.device
+    ) -> None:
         """``rows`` [n] are those of the positions that are asked for."""
         self._policy = policy
         self._base = str(policy.base)
         self._rows = rows
-        self._num_rows = len(pixels_NHW3)
-        self._size = (pixels_NHW3.shape[1], pixels_NHW3.shape[2])
+        self._num_rows = shown.num_rows
+        self._size = (shown.pixels.shape[1], shown.pixels.shape[2])
         self._last: tuple[tuple[bytes, bytes], Mixes] | None = None
-        self._pixels = padded(torch.from_numpy(pixels_NHW3), policy=self._base)
-
-    def to(self, device: torch.device) -> "MixedViews":
-        """Move the images; returns itself."""
-        self._pixels = self._pixels.to(device)
-        return self
+        self._place = np.full(shown.num_rows, -1, dtype=np.int64)
+        self._place[shown.rows] = np.arange(len(shown.rows))
+        self._pixels = padded(torch.from_numpy(shown.pixels).to(device), policy=self._base)
 
     def pixels(self, positions_B: NDArray[np.int64], views_B: NDArray[np.int64]) -> Tensor:
         """uint8 [B, H, W, 3]: the bytes of `shared.rendering.render_row`."""
@@ -59,7 +86,10 @@ class MixedViews:
         return self._last[1]
 
     def _cropped(self, rows_B: NDArray[np.int64], *, views_B: NDArray[np.int64]) -> Tensor:
-        places = torch.from_numpy(rows_B).to(self._pixels.device)
+        places_B = self._place[rows_B]
+        if (places_B < 0).any():
+            raise AssertionError("a view was asked for whose partner was not loaded")
+        places = torch.from_numpy(places_B).to(self._pixels.device)
         return render_views(self._pixels, positions_B=places, views_B=views_B, policy=self._base)
 
     def _in_box(self, mixes: Mixes, *, device: torch.device) -> Tensor:
