@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shared.descriptions import TeacherDescription
 from shared.errors import InputError
 from shared.identity import teacher_id
+from shared.outputs import OutputForm, check_offered
 
 GRID = 4
 """Cells per side of the grid whose mean colours are the features: D = 16."""
@@ -52,14 +53,26 @@ class FakeTeacher:
         """``fake-{12 hex}``."""
         return self.description.id
 
-    def answer(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        """Logits [B, C] and features [B, 16] of uint8 [H, W, 3] images, whose sizes may differ."""
+    def answer(
+        self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        """Logits [B, C] and features [B, 16] of uint8 [H, W, 3] images, whose sizes may differ; it has nothing else."""
+        check_offered(outputs, offered=self.outputs, teacher=self.id)
         cells_BD = np.array([_cell_means(image) for image in images], dtype=np.int64).reshape(-1, GRID * GRID)
         logits_BC = cells_BD @ self._weights_CD.T
         return {
             "logits": (logits_BC / (UNIT * 255.0 * 64)).astype(np.float32),
             "features": (cells_BD / (UNIT * 127.5)).astype(np.float32),
         }
+
+    def forms(self, size: tuple[int, int]) -> dict[str, OutputForm]:
+        """Logits and features, whatever the size."""
+        about = self.description
+        return {"logits": OutputForm(shape=(about.classes,)), "features": OutputForm(shape=(about.features,))}
+
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """None."""
+        return {}
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -6,7 +6,7 @@ Shape key: B images, C classes, D feature width, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,11 +18,13 @@ from shared.descriptions import TeacherDescription
 from shared.errors import InputError
 from shared.fake_teacher import parse_fake
 from shared.identity import teacher_id
+from shared.outputs import ATTENTION, INPUT_GRAD, MAPS, OutputForm, check_offered, map_number
 
 if TYPE_CHECKING:
     import torch
 
     from shared.models.loading import Network, PixelStatistics
+    from shared.models.maps import MapRecorder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -40,14 +42,25 @@ class Teacher(Protocol):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `answer` returns."""
+        """Names of what `answer` always returns."""
 
     @property
     def input(self) -> tuple[int, int] | None:
         """The (H, W) that every image is resized to; None where the network takes any size."""
 
-    def answer(self, images: Sequence[NDArray[np.uint8]]) -> Mapping[str, NDArray[np.float32]]:
-        """``logits`` [B, C] and ``features`` [B, D] of canonical uint8 [H, W, 3] images, whose sizes may differ."""
+    def answer(
+        self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
+    ) -> Mapping[str, NDArray[np.float32]]:
+        """``logits`` [B, C] and ``features`` [B, D] of canonical uint8 [H, W, 3] images, whose sizes may differ.
+
+        ``outputs`` are given besides; where `forms` says so, only for images of one size.
+        """
+
+    def forms(self, size: tuple[int, int]) -> Mapping[str, OutputForm]:
+        """All that it can say about an image of (H, W), by name."""
+
+    def constants(self) -> Mapping[str, NDArray[np.float32]]:
+        """What it says once for all images; empty where nothing is known."""
 
     def close(self) -> None:
         """Let go of memory and device."""
@@ -82,24 +95,89 @@ class TorchTeacher:
         self._std_3 = torch.tensor(preprocessing.std, device=self._device) * 255.0
         self.input = preprocessing.output_size
         self.description = _describe(network, precision=precision)
+        self._recorder: MapRecorder | None = None
+        self._forms: dict[tuple[int, int], dict[str, OutputForm]] = {}
 
     @property
     def id(self) -> str:
         """``{arch}-{12 hex}``."""
         return self.description.id
 
-    def answer(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
-        """``logits`` [B, C] and ``features`` [B, D] of canonical uint8 [H, W, 3] images, whose sizes may differ."""
+    def answer(
+        self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[np.float32]]:
+        """See `Teacher`; raises `InputError` for images whose sizes give an output different shapes."""
         prepared = self._network.preprocessing.resized(images)
-        logits_BC = np.empty((len(prepared), self.description.classes), dtype=np.float32)
-        features_BD = np.empty((len(prepared), self.description.features), dtype=np.float32)
+        answers = {
+            "logits": np.empty((len(prepared), self.description.classes), dtype=np.float32),
+            "features": np.empty((len(prepared), self.description.features), dtype=np.float32),
+        }
         for places in _groups(prepared, most=self._network.batch or len(prepared)):
             batch_BHW3 = np.stack([prepared[place] for place in places])
-            logits, features = self._answer_batch(batch_BHW3)
-            logits_BC[places], features_BD[places] = logits[: len(places)], features[: len(places)]
-        return {"logits": logits_BC, "features": features_BD}
+            for name, values in self._answer_batch(batch_BHW3, outputs=outputs).items():
+                shape = (len(prepared), *values.shape[1:])
+                if name not in answers:
+                    answers[name] = np.empty(shape, dtype=np.float32)
+                elif answers[name].shape != shape:
+                    raise InputError(
+                        f"images of different sizes give {name} of different shapes, such as "
+                        f"{list(answers[name].shape[1:])} and {list(shape[1:])}: use images of one size"
+                    )
+                answers[name][places] = values[: len(places)]
+        return answers
 
-    def _answer_batch(self, batch_BHW3: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def forms(self, size: tuple[int, int]) -> dict[str, OutputForm]:
+        """See `Teacher`. Tried on a blank image the first time: that is no call, nothing is learned about any image."""
+        if size not in self._forms:
+            self._forms[size] = self._find_forms(size)
+        return self._forms[size]
+
+    def _find_forms(self, size: tuple[int, int]) -> dict[str, OutputForm]:
+        import torch  # imported by now; see __init__
+
+        about = self.description
+        forms = {"logits": OutputForm(shape=(about.classes,)), "features": OutputForm(shape=(about.features,))}
+        sized = {} if self.input is not None else {"image_height": size[0], "image_width": size[1]}
+        (blank,) = self._network.preprocessing.resized([np.zeros((*size, 3), dtype=np.uint8)])
+        if not self._network.model.is_export:
+            with torch.inference_mode(), _without_tf32(), self._maps().recording() as maps:
+                self._network.model(self._normalised(np.stack([blank])))
+            for number, shape in enumerate(tuple(one.shape[1:]) for one in maps):
+                forms[f"{MAPS}{number}"] = OutputForm(shape=shape, attributes=sized)
+            for number, shape in enumerate(tuple(one.shape[2:]) for one in maps):
+                sides = {"height": shape[0], "width": shape[1]}
+                forms[f"{ATTENTION}{number}"] = OutputForm(shape=(shape[0] * shape[1],), attributes=sides | sized)
+        forms[INPUT_GRAD] = OutputForm(shape=(3, *blank.shape[:2]), attributes=sized)
+        return forms
+
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """``classifier.weight`` [C, D] and ``classifier.bias`` [C]; ``margins.K`` [C of map K], see `MapRecorder`."""
+        wrapped = self._network.model
+        if wrapped.is_export:
+            return {}
+        head = wrapped.model.get_submodule(wrapped.head.name)
+        found = {
+            f"classifier.{name}": tensor.flatten(1) if name == "weight" else tensor
+            for name, tensor in head.named_parameters()
+            if name in ("weight", "bias")
+        }
+        height, width = self.input or wrapped.head.image_size or (32, 32)
+        images = self._normalised(np.zeros((1, height, width, 3), dtype=np.uint8))
+        found |= {f"margins.{number}": margin for number, margin in self._maps().margins(images).items()}
+        return {name: tensor.detach().float().cpu().numpy() for name, tensor in found.items()}
+
+    def _maps(self) -> MapRecorder:
+        """Found when they are first asked for: it takes a forward pass of a blank image."""
+        # torch takes seconds to import, and fake: teachers start without it.
+        from shared.models.maps import MapRecorder
+
+        if self._recorder is None:
+            wrapped = self._network.model
+            size = self.input or wrapped.head.image_size
+            self._recorder = MapRecorder(wrapped.model, image_size=size, free_size=self.input is None)
+        return self._recorder
+
+    def _answer_batch(self, batch_BHW3: NDArray[np.uint8], *, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Answers of images of one size."""
         import torch  # imported by now; see __init__
 
@@ -109,12 +187,39 @@ class TorchTeacher:
             batch_BHW3 = np.concatenate([batch_BHW3, np.repeat(batch_BHW3[-1:], missing, axis=0)])
         half = self._dtype is not torch.float32
         with (
-            torch.inference_mode(),
+            torch.enable_grad() if INPUT_GRAD in outputs else torch.inference_mode(),
             _without_tf32(),
             torch.autocast(self._device.type, dtype=self._dtype if half else None, enabled=half),
         ):
-            logits, features = self._forward(self._normalised(batch_BHW3))
-            return logits.float().cpu().numpy(), features.float().cpu().numpy()
+            said = self._say(self._normalised(batch_BHW3), outputs=outputs)
+            return {name: tensor.detach().float().cpu().numpy() for name, tensor in said.items()}
+
+    def _say(self, images_B3HW: torch.Tensor, *, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
+        """One forward, and what is asked for of it."""
+        import torch  # imported by now; see __init__
+
+        if not outputs:
+            logits, features = self._forward(images_B3HW)
+            return {"logits": logits, "features": features}
+        from shared.models.maps import attention_of
+
+        numbers = {name: number for name in outputs if (number := map_number(name)) is not None}
+        recording: AbstractContextManager[list[torch.Tensor]] = self._maps().recording() if numbers else nullcontext([])
+        with recording as maps:
+            # Not the compiled one: it does not stop at modules.
+            logits, features = self._network.model(images_B3HW.requires_grad_(INPUT_GRAD in outputs))
+        check_offered(
+            outputs,
+            offered=[INPUT_GRAD, *(f"{kind}{number}" for kind in (MAPS, ATTENTION) for number in range(len(maps)))],
+            teacher=self.id,
+        )
+        said = {"logits": logits, "features": features}
+        for name, number in numbers.items():
+            said[name] = maps[number] if name.startswith(MAPS) else attention_of(maps[number])
+        if INPUT_GRAD in outputs:
+            top = logits.float().gather(1, logits.argmax(dim=1, keepdim=True)).sum()
+            (said[INPUT_GRAD],) = torch.autograd.grad(top, images_B3HW)
+        return said
 
     def _normalised(self, batch_BHW3: NDArray[np.uint8]) -> torch.Tensor:
         """float32 [B, 3, H, W] on the device, in channels_last memory: the order that pixels have anyway."""
