@@ -72,6 +72,8 @@ class CacheAnswers:
         self.teacher = reader.teacher
         self.dataset = reader.dataset
         self.dtypes = reader.dtypes
+        self.forms = reader.forms
+        """What they look like."""
         self.num_slots = reader.num_slots
         self._reader = reader
 

@@ -167,7 +167,8 @@ def _read_spec(document: dict[str, Any], *, folder: Path) -> tuple[ArraySpec, in
         np.dtype(data_type)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCacheError(f"{folder} has no shape or an unknown data type: restore zarr.json") from error
-    return ArraySpec(name=folder.name, dtype=data_type, shape=tuple(shape)), length
+    attributes = document.get("attributes") or {}
+    return ArraySpec(name=folder.name, dtype=data_type, shape=tuple(shape), attributes=attributes), length
 
 
 def _open_foreign(folder: Path, *, spec: ArraySpec) -> tuple[ArraySpec, int, SlotArray]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cache.atomic_file import make_folders, write_atomic
 from cache.checksum import read_segments, write_segments
+from cache.constants import copy_constants
 from cache.layout import INDEX_ARRAYS, LEDGER, ArraySpec
 from cache.ledger import Ledger
 from cache.ledger_schema import connect_reader, sqlite_errors
@@ -38,6 +39,7 @@ def back_up(path: Path, target: Path) -> None:
             for record in read_records(ledger.database):
                 _copy_data(path, folder, record=record)
                 write_documents(cache_documents(folder, record=record, folded=record.folded, ledger=ledger))
+                copy_constants(path, folder, teacher=record.teacher.id)
             write_documents(ledger_documents(folder, ledger=ledger))
         # Its first writer folds what was in the journal, so that the copy can be read without the ledger.
         CacheWriter.open(folder).close()

@@ -30,7 +30,7 @@ class AnswerBatch:
     run: str | None
     """Who is charged; None: nobody."""
     reservation: Reservation | None
-    """Pays one call per item; None: no calls are counted."""
+    """Pays the calls of every item; None: no calls are counted."""
     keys: Bytes
     """Keys of the pixels, uint8 [B, 32]."""
     rows: Sequence[int] | NDArray[np.int64]
@@ -47,6 +47,14 @@ class AnswerBatch:
     """
     aliases: Sequence[tuple[int, int, int, int]] = ()
     """(row, view, label, item): more rows that show the pixels of an item of this batch."""
+    paid_answers: int | None = None
+    """Answers that the reservation pays; None: all items. Others have pixels that were answered already."""
+
+    @property
+    def calls(self) -> int:
+        """Calls that the reservation pays."""
+        answers = len(self.keys) if self.paid_answers is None else self.paid_answers
+        return answers * self.cache.calls_per_answer
 
 
 def pack_answers(batch: AnswerBatch) -> Bytes:

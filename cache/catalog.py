@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.layout import DATA, FORMAT, LEDGER, ArraySpec
+from cache.layout import ADDING, DATA, FORMAT, LEDGER, ArraySpec
 from cache.records import dataset_from, specs_from, teacher_from
 from cache.zarr_documents import read_attributes
 from shared.descriptions import DatasetDescription, TeacherDescription
@@ -28,8 +28,11 @@ class CatalogEntry:
     """All attributes of its group."""
 
 
-def read_catalog(path: Path) -> list[CatalogEntry]:
-    """Caches of a folder by teacher and name; raises `InputError` for no cache, or another format."""
+def read_catalog(path: Path, *, unfinished: bool = False) -> list[CatalogEntry]:
+    """Caches of a folder by teacher and name; raises `InputError` for no cache, or another format.
+
+    ``unfinished`` adds what holds new outputs of a cache until all of them are there: it has nothing else.
+    """
     root = read_attributes(path / DATA)
     if root is None:
         raise InputError(
@@ -37,7 +40,8 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
             "made by `teacher-server fill --cache FOLDER` or `teacher-server serve --cache FOLDER`"
         )
     _check_format(root, folder=path)
-    return list(_entries(path / DATA))
+    entries = list(_entries(path / DATA))
+    return entries if unfinished else [entry for entry in entries if not entry.dataset.name.endswith(ADDING)]
 
 
 def select(entries: Sequence[CatalogEntry], *, path: Path, teacher: str | None, dataset: str | None) -> CatalogEntry:

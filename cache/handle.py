@@ -17,6 +17,7 @@ from cache.ledger_schema import SLOT_BITS
 from cache.slot_index import SlotIndex
 from cache.tail import Entry, Tail
 from shared.descriptions import DatasetDescription, TeacherDescription
+from shared.outputs import beside, calls_per_answer
 
 Kind = frozenset[tuple[str, str]]
 """Outputs with their dtypes."""
@@ -64,6 +65,19 @@ class CacheHandle:
         self.outputs = {spec.name: spec.dtype for spec in specs if spec.is_output}
         """Name -> dtype of what it keeps."""
         self.kind = kind_of(self.outputs)
+        self.calls_per_answer = calls_per_answer(self.outputs)
+        """Teacher calls for one answer: input gradients take one more."""
+        self.beside = beside(self.outputs)
+        """What it keeps besides logits and features."""
+        self.image_size = next(
+            (
+                (spec.attributes["image_height"], spec.attributes["image_width"])
+                for spec in specs
+                if "image_height" in spec.attributes
+            ),
+            None,
+        )
+        """(H, W) of the only images that its outputs can be about; None where any size works."""
         self.folded = folded
         """Slots that are in Zarr."""
         start = folded - folded % BLOCK_SLOTS

@@ -5,7 +5,7 @@ Shape key: S slots, C classes, D feature width.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InputError
 from shared.identity import KEY_BYTES, check_name
+from shared.outputs import OutputForm
 
 FORMAT = 1
 """Version of everything in a cache's folder; another version is refused, never guessed."""
@@ -37,6 +38,8 @@ ENCODED = "int8"
 COMPANIONS = (".scale", ".zero")
 """What the arrays beside an int8 output are called after its name; float32 [S]."""
 DEFAULT_OUTPUTS = {"logits": "float16", "features": "float16"}
+ADDING = "+adding"
+"""Ends the name of what holds a cache's new outputs, slot for slot, until all of them are there."""
 UPLOADS = "uploads/images"
 """The data set of images that callers brought; its rows are numbered as they come."""
 
@@ -55,6 +58,8 @@ class ArraySpec:
     """NumPy's and Zarr's name, such as ``float16``; bytes are little endian."""
     shape: tuple[int, ...]
     """Shape of one slot, ``(C,)`` for logits."""
+    attributes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """What more there is to know about it, see `shared.outputs.OutputForm`."""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -108,17 +113,35 @@ INDEX_ARRAYS = (
 """What every cache keeps beside its outputs."""
 
 
-def output_specs(outputs: Mapping[str, str], *, classes: int, features: int) -> tuple[ArraySpec, ...]:
-    """Arrays for the outputs ``{name: dtype}`` of a teacher; raises `InputError` for what cannot be kept."""
-    widths = {"logits": classes, "features": features}
+def output_specs(
+    outputs: Mapping[str, str], *, classes: int, features: int, forms: Mapping[str, OutputForm] | None = None
+) -> tuple[ArraySpec, ...]:
+    """Arrays for the outputs ``{name: dtype}`` of a teacher; raises `InputError` for what cannot be kept.
+
+    ``forms`` are those of outputs besides logits and features.
+    """
     if "logits" not in outputs:
         raise InputError(f"a cache keeps logits; asked for only {', '.join(outputs) or 'nothing'}")
+    widths = {"logits": OutputForm(shape=(classes,)), "features": OutputForm(shape=(features,))}
+    return formed_specs(outputs, forms={**(forms or {}), **widths})
+
+
+def formed_specs(outputs: Mapping[str, str], *, forms: Mapping[str, OutputForm]) -> tuple[ArraySpec, ...]:
+    """Arrays for ``{name: dtype}`` of these forms; raises `InputError` for a name or dtype that is not known."""
     for name, dtype in outputs.items():
-        if name not in widths:
-            raise InputError(f"unknown output {name!r}; known: {', '.join(widths)}")
+        if name not in forms:
+            raise InputError(f"unknown output {name!r}; known: {', '.join(forms)}")
         if dtype not in OUTPUT_DTYPES:
             raise InputError(f"output {name} cannot be kept as {dtype!r}; use one of {', '.join(OUTPUT_DTYPES)}")
-    return kept_arrays(ArraySpec(name=name, dtype=dtype, shape=(widths[name],)) for name, dtype in outputs.items())
+    return kept_arrays(
+        ArraySpec(name=name, dtype=dtype, shape=forms[name].shape, attributes=dict(forms[name].attributes))
+        for name, dtype in outputs.items()
+    )
+
+
+def forms_of(specs: Iterable[ArraySpec]) -> dict[str, OutputForm]:
+    """The forms of the outputs that these arrays keep."""
+    return {spec.name: OutputForm(shape=spec.shape, attributes=spec.attributes) for spec in specs if spec.is_output}
 
 
 def kept_arrays(outputs: Iterable[ArraySpec]) -> tuple[ArraySpec, ...]:
@@ -145,5 +168,5 @@ def dataset_folder(path: Path, *, teacher: str, dataset: str) -> Path:
         raise InputError(f"teacher id {teacher[:200]!r} cannot be a folder: use letters, digits and . _ + -")
     name, _, split = dataset.partition("/")
     check_name(name, what="data set")
-    check_name(split, what="split")
+    check_name(split.removesuffix(ADDING), what="split")
     return path / DATA / teacher / name / split

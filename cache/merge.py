@@ -14,7 +14,8 @@ from cache.adoption import adopt_answers, count_missing
 from cache.agreement import check_agreement
 from cache.answer_source import CacheAnswers, slot_ranges
 from cache.catalog import read_catalog
-from cache.layout import LEDGER
+from cache.constants import copy_constants
+from cache.layout import ADDING, LEDGER
 from cache.ledger_schema import SLOT_BITS
 from cache.lock import WriterLock
 from cache.merged_costs import Added, Costs, add_costs, finish_costs, read_costs
@@ -100,6 +101,12 @@ def _check(path: Path, *, teacher: str | None) -> str:
         raise CorruptCacheError(f"{finding}; nothing was merged, `logit-cache repair {path}` takes it out")
     if not (path / LEDGER).exists():
         raise InputError(f"{path} has no {LEDGER}: what its answers cost is unknown; merge the whole cache")
+    for entry in read_catalog(path, unfinished=True):
+        if entry.dataset.name.endswith(ADDING):
+            raise InputError(
+                f"{path} is in the middle of `teacher-server fill --add-outputs` for "
+                f"{entry.dataset.name.removesuffix(ADDING)}: let it finish first"
+            )
     ids = sorted({entry.teacher.id for entry in read_catalog(path)})
     meant = [known for known in ids if teacher in (None, known)] or [
         known for known in ids if known.startswith(teacher or "")
@@ -149,11 +156,17 @@ def _merge_into(target: Path, sources: Sequence[Source]) -> list[Merged]:
     with CacheWriter.open(target) as writer:
         present = _parts(target, teacher=teacher.id)
         _check_agreement([*present, *(part for source in sources for part in source.parts)])
-        return [_bring(source, writer=writer) for source in sources]
+        merged = [_bring(source, writer=writer) for source in sources]
+        for source in sources:
+            copy_constants(source.path, target, teacher=teacher.id)
+        return merged
 
 
 def _bring(source: Source, *, writer: CacheWriter) -> Merged:
-    handles = {part.dataset.name: writer.open_cache(part.teacher, part.dataset, part.dtypes) for part in source.parts}
+    handles = {
+        part.dataset.name: writer.open_cache(part.teacher, part.dataset, part.dtypes, part.forms)
+        for part in source.parts
+    }
     numbers = {number: handles[name].index for name, number in source.costs.caches.items()}
     contents = {
         part.dataset.name: {"slots": part.num_slots, "keys": _digest(part, part.num_slots)} for part in source.parts

@@ -23,6 +23,7 @@ from cache.layout import (
     LOCK,
     PARTIAL,
     AnyArray,
+    ArraySpec,
     dataset_folder,
     output_specs,
 )
@@ -34,6 +35,7 @@ from cache.records import CacheRecord, check_same_dataset, insert_record, read_r
 from cache.zarr_documents import array_document, read_attributes, read_document
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import CorruptCacheError, InputError
+from shared.outputs import OutputForm
 
 
 def prepare_folder(path: Path) -> None:
@@ -86,21 +88,47 @@ class Teachers:
         publish_ledger(self._path, ledger=self._ledger)
 
     def open_cache(
-        self, teacher: TeacherDescription, dataset: DatasetDescription, *, outputs: Mapping[str, str] | None
+        self,
+        teacher: TeacherDescription,
+        dataset: DatasetDescription,
+        *,
+        outputs: Mapping[str, str] | None,
+        forms: Mapping[str, OutputForm] | None = None,
     ) -> CacheHandle:
         """See `CacheWriter.open_cache`."""
-        self._load_teacher(teacher.id)
-        for record in self._records.values():
-            if (record.teacher.id, record.dataset.name) == (teacher.id, dataset.name):
-                check_same_dataset(record.dataset, dataset)
-                handle = self._handles[record.id]
-                if outputs is not None and dict(outputs) != handle.outputs:
-                    raise InputError(
-                        f"{dataset.name} is cached with {_listed(handle.outputs)}, not {_listed(outputs)}; "
-                        "a cache keeps the outputs it was created with: leave them out, or use another folder"
-                    )
-                return handle
-        return self._create(teacher, dataset, outputs=outputs)
+        handle = self.known(teacher.id, dataset.name)
+        if handle is None:
+            if outputs is None:
+                outputs = {
+                    name: dtype for name, dtype in DEFAULT_OUTPUTS.items() if name == "logits" or teacher.features
+                }
+            specs = output_specs(outputs, classes=teacher.classes, features=teacher.features, forms=forms)
+            return self.create(teacher, dataset, specs=specs)
+        check_same_dataset(handle.dataset, dataset)
+        if outputs is not None and dict(outputs) != handle.outputs:
+            raise InputError(
+                f"{dataset.name} is cached with {_listed(handle.outputs)}, not {_listed(outputs)}; "
+                "a cache keeps the outputs it was created with: leave them out, use another folder, or add some with "
+                "`teacher-server fill --add-outputs`"
+            )
+        return handle
+
+    def known(self, teacher_id: str, dataset: str) -> CacheHandle | None:
+        """The cache of a teacher and a data set, None where there is none."""
+        self._load_teacher(teacher_id)
+        numbers = [
+            record.id
+            for record in self._records.values()
+            if (record.teacher.id, record.dataset.name) == (teacher_id, dataset)
+        ]
+        return self._handles[numbers[0]] if numbers else None
+
+    def reload(self, teacher_id: str) -> None:
+        """Load a teacher's caches again, after a transaction that changed what they keep."""
+        self._records = {record.id: record for record in read_records(self._ledger.database)}
+        self._handles = {number: one for number, one in self._handles.items() if one.teacher.id != teacher_id}
+        self._keys.pop(teacher_id, None)
+        self._load_teacher(teacher_id)
 
     def handle(self, cache: int) -> CacheHandle:
         """The handle of a place."""
@@ -178,12 +206,10 @@ class Teachers:
         """Bring the Zarr documents up to the ledger."""
         publish(self._path, record=self._records[handle.index], folded=handle.folded, ledger=self._ledger)
 
-    def _create(
-        self, teacher: TeacherDescription, dataset: DatasetDescription, *, outputs: Mapping[str, str] | None
+    def create(
+        self, teacher: TeacherDescription, dataset: DatasetDescription, *, specs: tuple[ArraySpec, ...]
     ) -> CacheHandle:
-        if outputs is None:
-            outputs = {name: dtype for name, dtype in DEFAULT_OUTPUTS.items() if name == "logits" or teacher.features}
-        specs = output_specs(outputs, classes=teacher.classes, features=teacher.features)
+        """A new cache."""
         # Names that cannot be folders are refused before anything is written.
         dataset_folder(self._path, teacher=teacher.id, dataset=dataset.name)
         with self._ledger.transaction() as database:

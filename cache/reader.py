@@ -4,6 +4,7 @@ Shape key: B rows asked for, N rows, S slots, V views.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,13 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cache.catalog import read_catalog, select
+from cache.constants import read_constants
 from cache.epoch import epoch_order, epoch_slices
-from cache.layout import AnyArray, Bytes
+from cache.layout import AnyArray, Bytes, forms_of
 from cache.placement import ORDERS, Order
 from cache.sameness import KeyedDataset, check_same_images
 from cache.snapshot import Snapshot, read_snapshot
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import InputError, MissingRowsError, OutputNotCachedError, RowRangeError
+from shared.outputs import OutputForm
 from shared.views import view_count
 
 Ints = NDArray[np.int64]
@@ -54,6 +57,8 @@ class CacheReader:
         """Names of what is kept."""
         self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs if spec.is_output}
         """Stored dtype of each output; int8 is read as float32."""
+        self.forms: dict[str, OutputForm] = forms_of(entry.specs)
+        """Shape of each output for one row; an attention has ``height`` and ``width``."""
         self._last_view = view_count(self.dataset.view_policy) if self.dataset.rows else 0
         self._open: Snapshot | None = read_snapshot(
             path, entry=entry, journal=journal, in_memory=in_memory, check=check
@@ -150,6 +155,11 @@ class CacheReader:
     def num_slots(self) -> int:
         """S: answers there are."""
         return self._now.slots
+
+    @cached_property
+    def constants(self) -> Mapping[str, AnyArray]:
+        """What the teacher says once, by name, such as ``classifier.weight`` [C, D]; empty where it was not kept."""
+        return read_constants(self._path, teacher=self.teacher.id)
 
     def present(self, view: int = 0) -> NDArray[np.bool_]:
         """Which rows are answered under a view, bool [N]."""

@@ -78,13 +78,23 @@ def dataset_from(attributes: dict[str, Any]) -> DatasetDescription:
 
 def outputs_json(specs: tuple[ArraySpec, ...]) -> dict[str, Any]:
     """Outputs as every JSON document of a cache shows them."""
-    return {spec.name: {"dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs if spec.is_output}
+    return {
+        spec.name: {"dtype": spec.dtype, "shape": list(spec.shape), **spec.attributes}
+        for spec in specs
+        if spec.is_output
+    }
 
 
 def specs_from(outputs: dict[str, Any]) -> tuple[ArraySpec, ...]:
     """The opposite of `outputs_json`, whatever order JSON gave them."""
     return kept_arrays(
-        ArraySpec(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"])) for name, entry in outputs.items()
+        ArraySpec(
+            name=name,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            attributes={key: value for key, value in entry.items() if key not in ("dtype", "shape")},
+        )
+        for name, entry in outputs.items()
     )
 
 

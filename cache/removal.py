@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.constants import FOLDER as CONSTANTS
 from cache.info import folder_bytes
-from cache.layout import LEDGER
+from cache.layout import ADDING, DATA, LEDGER
 from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS, connect_reader, sqlite_errors
 from cache.lock import WriterLock
@@ -73,9 +74,12 @@ def remove(path: Path, *, what: str) -> list[Removal]:
         with closing(Ledger(path)) as ledger, sqlite_errors(path / LEDGER):
             finish_moves(path, database=ledger.database)
             removals = plan_removal(path, what=what)
-            with ledger.transaction():
+            with ledger.transaction() as database:
                 for removal in removals:
                     _forget(path, ledger=ledger, removal=removal)
+                left = {record.teacher.id for record in read_records(database)}
+                gone = sorted({removal.record.teacher.id for removal in removals} - left)
+                plan_moves(database, [(f"{DATA}/{one}/{CONSTANTS}", f"{STAGING}/constants-{one}") for one in gone])
             finish_moves(path, database=ledger.database)
         with closing(Ledger(path)) as ledger:
             write_documents(ledger_documents(path, ledger=ledger))
@@ -110,7 +114,11 @@ def _choose(records: Sequence[CacheRecord], *, what: str, path: Path) -> list[Ca
     meant = [teacher] if teacher in ids else [known for known in ids if teacher and known.startswith(teacher)]
     if len(meant) > 1:
         raise InputError(f"{teacher} may be {' or '.join(meant)}: write enough of the id")
-    chosen = [record for record in records if record.teacher.id in meant and dataset in ("", record.dataset.name)]
+    chosen = [
+        record
+        for record in records
+        if record.teacher.id in meant and dataset in ("", record.dataset.name, record.dataset.name.removesuffix(ADDING))
+    ]
     if not chosen:
         listed = ", ".join(f"{record.teacher.id}/{record.dataset.name}" for record in records)
         raise UnknownNameError(f"{path} holds nothing of {what[:160]!r}; it has {listed or 'no answers'}")

@@ -47,7 +47,7 @@ def check_paid(batches: Sequence[AnswerBatch]) -> None:
     needed: Counter[Reservation] = Counter()
     for batch in batches:
         if batch.reservation is not None:
-            needed[batch.reservation] += len(batch.keys)
+            needed[batch.reservation] += batch.calls
     for reservation, calls in needed.items():
         if calls > reservation.left:
-            raise InputError(f"{calls} answers, but only {reservation.left} of {reservation.calls} calls are open")
+            raise InputError(f"{calls} calls needed, but only {reservation.left} of {reservation.calls} are open")

@@ -38,7 +38,7 @@ class Stage:
             # An answer committed meanwhile wins; ours was an attempt that nobody needed.
             place = self._add(batch.cache, entry=entry, known=known)
             places.append(place)
-            calls += known is None
+            calls += batch.cache.calls_per_answer * (known is None)
         for row, view, label, at in batch.aliases:
             places.append(self._add_copy(batch.cache, row=row, view=view, label=label, place=places[at]))
         if batch.run is not None:

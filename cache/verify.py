@@ -10,6 +10,7 @@ from cache.alignment import find_misaligned
 from cache.arrays import open_array
 from cache.catalog import CatalogEntry, read_catalog
 from cache.checksum import check_segments, read_segments
+from cache.constants import find_constant_damage
 from cache.document_damage import find_document_damage
 from cache.layout import BLOCK_SLOTS, DATA, INDEX_ARRAYS, LEDGER, ArraySpec
 from cache.ledger_schema import connect_reader, sqlite_errors
@@ -25,7 +26,7 @@ def find_damage(path: Path) -> Iterator[str]:
     """
     entries: list[CatalogEntry] = []
     try:
-        entries = read_catalog(path)
+        entries = read_catalog(path, unfinished=True)
     except CorruptCacheError as error:
         yield str(error)
     except InputError as error:
@@ -36,6 +37,7 @@ def find_damage(path: Path) -> Iterator[str]:
             raise
     yield from find_document_damage(path / DATA)
     yield from _damage_of_ledger(path, entries=entries)
+    yield from find_constant_damage(path)
     # A fold that was interrupted has left slots beyond the mark.
     at_rest = (path / SEAL).exists() or not (path / LEDGER).exists()
     for entry in entries:
@@ -44,7 +46,7 @@ def find_damage(path: Path) -> Iterator[str]:
         if at_rest:
             yield from _damage_of_padding(entry)
         # What is damaged cannot be compared.
-        if not found:
+        if not found and any(spec.name == "logits" for spec in entry.specs):
             yield from find_misaligned(entry)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.additions import Additions
 from cache.batch import AnswerBatch, check_rows, pack_answers
 from cache.folding import Folding
 from cache.handle import CacheHandle, Place, place_from
@@ -32,6 +33,7 @@ from cache.reservations import check_paid
 from cache.stage import Stage
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import DiskFullError
+from shared.outputs import OutputForm
 
 __all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
 
@@ -59,6 +61,8 @@ class CacheWriter(Payments):
             self._ledger.database.close()
             raise
         self._folding = Folding(path, teachers=self._teachers, ledger=self._ledger, lock=self._lock)
+        self.additions = Additions(path, teachers=self._teachers, ledger=self._ledger, folding=self._folding)
+        """Outputs that caches get after they were made."""
         self._housekeeping = Housekeeping(self._tidy)
 
     @classmethod
@@ -110,14 +114,19 @@ class CacheWriter(Payments):
             self._ledger.close()
 
     def open_cache(
-        self, teacher: TeacherDescription, dataset: DatasetDescription, outputs: Mapping[str, str] | None = None
+        self,
+        teacher: TeacherDescription,
+        dataset: DatasetDescription,
+        outputs: Mapping[str, str] | None = None,
+        forms: Mapping[str, OutputForm] | None = None,
     ) -> CacheHandle:
         """The cache of this teacher and data set, created if absent with ``outputs`` {name: dtype}.
 
-        Raises `IdentityError` where the name belongs to another data set, `InputError` for other outputs than it has.
+        ``forms`` says what outputs besides logits and features look like. Raises `IdentityError` where the name belongs
+        to another data set, `InputError` for other outputs than it has.
         """
         with self._folding.turn, self._lock:
-            return self._teachers.open_cache(teacher, dataset, outputs=outputs)
+            return self._teachers.open_cache(teacher, dataset, outputs=outputs, forms=forms)
 
     # Reading
 
@@ -182,7 +191,7 @@ class CacheWriter(Payments):
             grown = self._write(stage)
             for batch in batches:
                 if batch.reservation is not None:
-                    self._reservations.settle(batch.reservation, calls=len(batch.keys))
+                    self._reservations.settle(batch.reservation, calls=batch.calls)
         self._fold_soon(grown)
         return places
 

@@ -40,7 +40,7 @@ def array_document(spec: ArraySpec, *, slots: int) -> dict[str, Any]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": 0.0 if spec.dtype.startswith("float") else 0,
         "codecs": [bytes_codec],
-        "attributes": {},
+        "attributes": dict(spec.attributes),
     }
 
 

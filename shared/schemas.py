@@ -38,7 +38,12 @@ class BudgetRequest(StrictModel):
 
 
 class LogitsAnswer(BaseModel):
-    """Answers in request order; floats are the shortest decimals of the float32 value of what is kept."""
+    """Answers in request order; floats are the shortest decimals of the float32 value of what is kept.
+
+    Other outputs that the cache keeps and the request names, such as ``maps.1``, stand beside: nested lists [B, ...].
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     teacher: str
     dataset: str

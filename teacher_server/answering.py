@@ -48,6 +48,8 @@ class Answers:
     """Whether the answer was there before this question, bool [B]."""
     teacher_calls: int
     """Calls that this question caused."""
+    computed: int = 0
+    """Answers that these calls brought; each may take more than one."""
 
 
 class Answering:
@@ -159,7 +161,8 @@ class Answering:
         free = [place for index, place in enumerate(found) if index not in paid]
         got = Got(places=found, free=free, joined=joined)
         arrays = await self._store.finish(question, got=got, outputs=outputs, run=run)
-        return Answers(outputs=arrays, cached=cached, teacher_calls=len(paid))
+        calls = len(paid) * question.cache.calls_per_answer
+        return Answers(outputs=arrays, cached=cached, teacher_calls=calls, computed=len(paid))
 
     async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], run: str) -> "Landed":
         """One round: join what others compute, claim the rest; keys that another gave up are not in the result."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shared.errors import TeacherFailedError, TeachonceError
+from shared.errors import InputError, TeacherFailedError, TeachonceError
 from shared.teacher import Teacher
 from teacher_server.questions import Pixels, Question
 from teacher_server.queueing import FairQueue, Item
@@ -148,9 +148,16 @@ class Batcher:
 
     async def _forward(self, batch: Loaded) -> Awaitable[None]:
         """Run the teacher; returns what is left to do about its answers."""
+        parts = _parts_of_one_kind(batch)
+        left = [await self._forward_part(part, outputs=outputs) for outputs, part in parts]
+        return left[0] if len(left) == 1 else _one_by_one(left)
+
+    async def _forward_part(self, batch: Loaded, *, outputs: Sequence[str]) -> Awaitable[None]:
+        """The same for images of which the same outputs are kept: what nobody paid for is not computed."""
         loop = asyncio.get_running_loop()
+        asked = (batch.images, outputs) if outputs else (batch.images,)
         try:
-            outputs = await loop.run_in_executor(self._model_thread, self._teacher.answer, batch.images)
+            said = await loop.run_in_executor(self._model_thread, self._teacher.answer, *asked)
         # The one broad except of the project: whatever a model raises, the loop must outlive it.
         except Exception as error:
             log.exception("the teacher failed on a batch of %d images", len(batch.items))
@@ -159,7 +166,22 @@ class Batcher:
             kind = type(error).__name__
             message = f"the teacher raised {kind} on a batch of {len(batch.items)} images; see the server's log"
             return self._fail(batch.items, TeacherFailedError(message))
-        return self._settle(batch.items, dict(outputs))
+        return self._settle(batch.items, dict(said))
+
+
+async def _one_by_one(left: Sequence[Awaitable[None]]) -> None:
+    for one in left:
+        await one
+
+
+def _parts_of_one_kind(batch: Loaded) -> list[tuple[tuple[str, ...], Loaded]]:
+    """The batch by what is asked for besides logits and features; nearly always that is one part."""
+    parts: dict[tuple[str, ...], Loaded] = {}
+    for item, image in zip(batch.items, batch.images, strict=True):
+        part = parts.setdefault(item.question.cache.beside, Loaded(items=[], images=[]))
+        part.items.append(item)
+        part.images.append(image)
+    return list(parts.items())
 
 
 def _parts_of_one_question(items: list[Item]) -> list[list[Item]]:
@@ -178,9 +200,24 @@ def _load_part(part: list[Item]) -> list[Pixels | TeachonceError]:
     """Pixels of items of one question; where that fails, one by one, with the error in the place of the image."""
     question = part[0].question
     try:
-        return [*question.pixels([item.index for item in part])]
+        images: list[Pixels | TeachonceError] = [*question.pixels([item.index for item in part])]
     except TeachonceError:
-        return [_load_one(item) for item in part]
+        images = [_load_one(item) for item in part]
+    size = question.cache.image_size
+    if size is None:
+        return images
+    return [_of_size(image, size=size, item=item) for item, image in zip(part, images, strict=True)]
+
+
+def _of_size(image: Pixels | TeachonceError, *, size: tuple[int, int], item: Item) -> Pixels | TeachonceError:
+    """An error instead of an image that the cache's maps cannot be about."""
+    if isinstance(image, TeachonceError) or image.shape[:2] == size:
+        return image
+    return InputError(
+        f"{item.question.name(item.index)} has {image.shape[0]} x {image.shape[1]} pixels; this cache keeps outputs "
+        f"({', '.join(item.question.cache.beside)}) whose shape is that of images of {size[0]} x {size[1]}: resize it, "
+        "or ask a cache without them"
+    )
 
 
 def _load_one(item: Item) -> Pixels | TeachonceError:

@@ -10,8 +10,10 @@ import typer
 from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
+from shared.outputs import CONSTANTS, INPUT_GRAD, map_number
 from teacher_server.opening import RowOptions, TeacherOptions
 
+NAMES = ("logits", "features", INPUT_GRAD, CONSTANTS)
 MOST_CALLS = 2**63 - 1
 """What the ledger can count."""
 app = typer.Typer(
@@ -40,8 +42,13 @@ TrustExport = Annotated[bool, typer.Option("--trust-export", help="load an expor
 DataRoot = Annotated[Path | None, typer.Option(help="where torchvision data sets lie; default: data")]
 Download = Annotated[bool, typer.Option("--download", help="download missing torchvision data sets")]
 Outputs = Annotated[
-    str | None, typer.Option(help="what to keep, such as logits,features (default) or logits=int8,features=float16")
+    str | None,
+    typer.Option(
+        help="what to keep, such as logits,features (default), logits=int8,features=float16 or "
+        "logits,maps.1,attention.2,input_grad,constants"
+    ),
 ]
+AddOutputs = Annotated[str | None, typer.Option(help="outputs to add to caches that exist, for all rows they hold")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="dtype to keep answers in where --outputs names none: float16 (default), float32 or int8"),
@@ -156,14 +163,17 @@ def fill(
     views: Views = "0",
     view_policy: ViewPolicyOption = None,
     outputs: Outputs = None,
+    add_outputs: AddOutputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
     run: Run = "default",
     batch: Batch = 256,
 ) -> None:
     """Ask about rows of a data set until all are cached; stopped and started again, it goes on where it was."""
+    from teacher_server.adding import add_outputs as add_to_caches
     from teacher_server.commands import FillOptions, fill_cache
 
+    chosen = RowOptions(sample=sample, seed=seed, file=rows)
     options = FillOptions(
         teacher=TeacherOptions(
             spec=teacher,
@@ -178,15 +188,16 @@ def fill(
         cache=cache,
         data_root=data_root,
         download=download,
-        rows=RowOptions(sample=sample, seed=seed, file=rows),
+        rows=chosen,
         views=views,
         view_policy=view_policy,
-        outputs=_kept(outputs, dtype=dtype),
+        outputs=None if add_outputs else _kept(outputs, dtype=dtype),
+        added=_added(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
         budget=budget,
         run=run,
         batch_images=batch,
     )
-    print(fill_cache(options))
+    print(fill_cache(options) if options.added is None else add_to_caches(options))
 
 
 @app.command()
@@ -209,6 +220,7 @@ def plan(
     views: Views = "0",
     view_policy: ViewPolicyOption = None,
     outputs: Outputs = None,
+    add_outputs: AddOutputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
     run: Run = "default",
@@ -218,8 +230,10 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a fill would cost, without calling the teacher or changing the cache."""
-    from teacher_server.commands import FillOptions, plan_fills
+    from teacher_server.commands import FillOptions
+    from teacher_server.plan_command import plan_fills
 
+    chosen = RowOptions(sample=sample, seed=seed, file=rows)
     options = FillOptions(
         teacher=TeacherOptions(
             spec=teacher,
@@ -234,10 +248,11 @@ def plan(
         cache=cache,
         data_root=data_root,
         download=download,
-        rows=RowOptions(sample=sample, seed=seed, file=rows),
+        rows=chosen,
         views=views,
         view_policy=view_policy,
-        outputs=_kept(outputs, dtype=dtype),
+        outputs=None if add_outputs else _kept(outputs, dtype=dtype),
+        added=_added(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
         budget=budget,
         run=run,
         batch_images=batch,
@@ -252,11 +267,30 @@ def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:
         return None
     pairs = [part.partition("=") for part in (outputs or "logits,features").split(",")]
     kept = {name: own or dtype or "float16" for name, _, own in pairs}
-    if not set(kept) <= {"logits", "features"} or len(kept) < len(pairs):
-        raise InputError(f"cannot keep outputs {outputs!r}; use logits or logits,features, each =DTYPE if wanted")
+    unknown = [name for name in kept if name not in NAMES and map_number(name) is None]
+    if unknown or len(kept) < len(pairs):
+        raise InputError(
+            f"cannot keep outputs {outputs!r}; use logits or logits,features, and maps.K, attention.K, {INPUT_GRAD}, "
+            f"{CONSTANTS} where the teacher has them, each =DTYPE if wanted"
+        )
     for chosen in kept.values():
         if chosen not in OUTPUT_DTYPES:
             raise InputError(f"cannot keep answers as {chosen[:40]!r}; use {', '.join(OUTPUT_DTYPES)}")
+    return kept
+
+
+def _added(
+    added: str | None, *, dtype: str | None, outputs: str | None, rows: RowOptions, views: str
+) -> dict[str, str] | None:
+    """What caches that exist get besides, by name; None: nothing."""
+    if added is None:
+        return None
+    if outputs is not None or rows.selects or views != "0":
+        raise InputError(
+            "--add-outputs is about all that a cache holds: leave out --outputs, --sample, --rows and --views"
+        )
+    kept = _kept(f"logits,{added}", dtype=dtype) or {}
+    del kept["logits"]
     return kept
 
 

@@ -1,31 +1,27 @@
-"""``teacher-server fill`` and ``plan``: the same options, one computes and the other only counts."""
+"""``teacher-server fill``: what it is told, which is what ``plan`` is told too, and what it does."""
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle
-from cache.layout import DEFAULT_OUTPUTS, LEDGER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import BudgetExhaustedError, InputError
-from shared.sizes import readable_size
 from shared.teacher import Teacher
 from shared.views import parse_views
 from teacher_server.answering import Answering
 from teacher_server.fill import FillCounts, fill
 from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
-from teacher_server.plan import plan_fill, slot_bytes
-from teacher_server.planning import CachedAlready
+from teacher_server.plan import plan_fill
 from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
 from teacher_server.service import open_cache
@@ -48,6 +44,8 @@ class FillOptions:
     """Which views there are; None = the data set's own."""
     outputs: dict[str, str] | None
     """What a new cache keeps; None = as created, or the default."""
+    added: dict[str, str] | None
+    """What caches that exist are to keep besides; None: nothing is added, rows are filled."""
     budget: int | None
     """None leaves the run's budget as it is."""
     run: str
@@ -96,13 +94,24 @@ def fill_cache(options: FillOptions) -> str:
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
             writer.ensure_run(options.run)
             caches = [
-                open_cache(writer, teacher=teacher, dataset=job.dataset.description, outputs=options.outputs)
+                open_cache(
+                    writer,
+                    teacher=teacher,
+                    dataset=job.dataset.description,
+                    image=partial(job.dataset.image, 0),
+                    outputs=options.outputs,
+                )
                 for job in jobs
             ]
             _set_budget(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches)
             began_s = time.monotonic()
             counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
             seconds = time.monotonic() - began_s
+    return summary(counts, seconds=seconds)
+
+
+def summary(counts: FillCounts, *, seconds: float) -> str:
+    """One line that says what was done."""
     return (
         f"{counts.done} rows, {counts.teacher_calls} teacher calls, {counts.hits} hits, "
         f"{seconds:.1f} s, {counts.done / seconds:.0f} images/s"
@@ -140,7 +149,11 @@ def _set_budget(
         return
 
     # Counted first: it can take minutes, and an end in between must change nothing.
-    needed = _count_needed(writer, teacher=teacher, jobs=jobs, caches=caches)
+    check_budget(options, writer=writer, needed=_count_needed(writer, teacher=teacher, jobs=jobs, caches=caches))
+
+
+def check_budget(options: FillOptions, *, writer: CacheWriter, needed: int) -> None:
+    """Raise `BudgetExhaustedError` where the run cannot pay; else give it its budget."""
     remaining = writer.remaining(options.run, options.budget)
     if remaining is not None and needed > remaining:
         counts = writer.ledger_counts()["runs"][options.run]
@@ -158,6 +171,7 @@ def _count_needed(writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], cac
             views=job.views,
             present=cache.present,
             is_known=partial(_is_known, writer, teacher.description.id, cache),
+            calls_per_answer=cache.calls_per_answer,
         ).calls
         for job, cache in zip(jobs, caches, strict=True)
     )
@@ -178,46 +192,3 @@ def _exhausted(run: str, *, counts: Mapping[str, Any], needed: int) -> BudgetExh
 def _is_known(writer: CacheWriter, teacher: str, cache: CacheHandle, key: bytes) -> bool:
     """Whether a cache can take an answer over: one with all of its outputs, in its dtypes."""
     return writer.find(teacher, key, cache=cache) is not None
-
-
-def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
-    """Lines that say what the fill would cost; neither calls the teacher nor changes the cache."""
-    # A folder that is no cache yet stays as it is.
-    index_dir = options.cache / INDEX_FOLDER if (options.cache / LEDGER).exists() else None
-    jobs = open_jobs(options, index_dir=index_dir)
-    with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
-        about = teacher.description
-    known = CachedAlready.open(options.cache, teacher=about.id)
-    calls = size_bytes = 0
-    for job in jobs:
-        plan = plan_fill(
-            job.dataset,
-            rows=job.rows,
-            views=job.views,
-            present=partial(_present, known, job.dataset),
-            is_known=known.has_key,
-        )
-        yield (
-            f"{job.dataset.name}: {plan.answers} answers, {plan.present} cached, "
-            f"{plan.shared_pixels} with pixels answered otherwise, {plan.calls} teacher calls"
-        )
-        calls += plan.calls
-        outputs = known.outputs(job.dataset.name) or options.outputs or DEFAULT_OUTPUTS
-        size_bytes += plan.new_slots * slot_bytes(about, outputs=outputs)
-    duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "minutes unknown (give --rate)"
-    free = disk_usage(_existing(options.cache)).free
-    size = readable_size(size_bytes)
-    yield f"teacher {about.id}: {calls} teacher calls, {size}, {duration}, {readable_size(free)} free"
-    remaining = known.remaining(options.run, budget=options.budget)
-    if remaining is not None:
-        verdict = "enough" if remaining >= calls else f"{calls - remaining} short"
-        yield f"run {options.run}: {remaining} calls remain, {verdict}"
-
-
-def _present(known: CachedAlready, dataset: ImageDataset, view: int) -> NDArray[np.bool_]:
-    return known.present(dataset, view=view)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

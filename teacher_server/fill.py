@@ -29,11 +29,13 @@ class FillCounts:
     """Answers that are committed now."""
     teacher_calls: int = 0
     """Calls that this fill caused."""
+    computed: int = 0
+    """Answers that these calls brought."""
 
     @property
     def hits(self) -> int:
         """Answers that cost no call: cached before, or with the pixels of another row."""
-        return self.done - self.teacher_calls
+        return self.done - self.computed
 
     def plus(self, other: "FillCounts") -> "FillCounts":
         """Both together."""
@@ -41,6 +43,7 @@ class FillCounts:
             total=self.total + other.total,
             done=self.done + other.done,
             teacher_calls=self.teacher_calls + other.teacher_calls,
+            computed=self.computed + other.computed,
         )
 
 
@@ -97,5 +100,6 @@ async def _some(
         answers = task.result()
         counts.done += len(answers.cached)
         counts.teacher_calls += answers.teacher_calls
+        counts.computed += answers.computed
     progress(counts)
     return waiting

@@ -3,16 +3,14 @@
 Shape key: B rows asked for, N rows of the data set, V views.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.layout import output_specs
+from cache.layout import INDEX_ARRAYS, ArraySpec
 from shared.datasets.base import ImageDataset
-from shared.descriptions import TeacherDescription
-from shared.identity import KEY_BYTES
 from shared.view_policy import random_policy
 from shared.views import decompose, padding_of
 
@@ -21,7 +19,7 @@ IsKnown = Callable[[bytes], bool]
 Present = Callable[[int], NDArray[np.bool_]]
 """Which rows are cached under a view, bool [N]."""
 # Beside the answers, every slot keeps its label, row, view and key.
-SLOT_BYTES = 3 * 8 + KEY_BYTES
+SLOT_BYTES = sum(array.slot_bytes for array in INDEX_ARRAYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +34,7 @@ class FillPlan:
     """Of these, answers that come with another one's: the same pixels."""
     calls: int
     """Teacher calls that are left."""
+    calls_per_answer: int = 1
 
     @property
     def new_slots(self) -> int:
@@ -44,7 +43,13 @@ class FillPlan:
 
 
 def plan_fill(
-    dataset: ImageDataset, *, rows: NDArray[np.int64], views: Sequence[int], present: Present, is_known: IsKnown
+    dataset: ImageDataset,
+    *,
+    rows: NDArray[np.int64],
+    views: Sequence[int],
+    present: Present,
+    is_known: IsKnown,
+    calls_per_answer: int = 1,
 ) -> FillPlan:
     """Count without decoding an image: exact, save for views whose pixels are equal by chance, which cost less."""
     seen: set[tuple[bytes | int, int]] = set()
@@ -61,8 +66,14 @@ def plan_fill(
             seen |= {(row, view) for row in missing_rows}
         else:
             seen |= {(dataset.keys[row].tobytes(), canonical) for row in missing_rows}
-    calls = sum(not (isinstance(key, bytes) and view == 0 and is_known(key)) for key, view in seen)
-    return FillPlan(answers=cached + missing, present=cached, shared_pixels=missing - calls, calls=calls)
+    asked = sum(not (isinstance(key, bytes) and view == 0 and is_known(key)) for key, view in seen)
+    return FillPlan(
+        answers=cached + missing,
+        present=cached,
+        shared_pixels=missing - asked,
+        calls=asked * calls_per_answer,
+        calls_per_answer=calls_per_answer,
+    )
 
 
 def canonical_view(view: int, *, policy: str) -> int:
@@ -73,7 +84,14 @@ def canonical_view(view: int, *, policy: str) -> int:
     return 0 if decompose(view, policy) == (0, padding, padding) else view
 
 
-def slot_bytes(teacher: TeacherDescription, *, outputs: dict[str, str]) -> int:
-    """Bytes that one answer takes in the cache."""
-    arrays = output_specs(outputs, classes=teacher.classes, features=teacher.features)
+def slot_bytes(arrays: Iterable[ArraySpec]) -> int:
+    """Bytes that one answer takes in the cache, in the arrays of its outputs and beside them."""
     return SLOT_BYTES + sum(array.slot_bytes for array in arrays)
+
+
+def disk_bytes(arrays: Iterable[ArraySpec], *, before: int, slots: int) -> int:
+    """Bytes by which chunk files grow when ``slots`` follow ``before``: a chunk takes its room as soon as it begins."""
+    return sum(
+        (-(-(before + slots) // array.chunk_slots) - -(-before // array.chunk_slots)) * array.chunk_bytes
+        for array in arrays
+    )

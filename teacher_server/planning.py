@@ -3,6 +3,7 @@
 Shape key: N rows of a data set.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from cache.catalog import read_catalog
 from cache.info import describe_cache
 from cache.key_index import KeyIndex
-from cache.layout import LEDGER
+from cache.layout import ADDING, LEDGER
 from cache.ledger_schema import SLOT_BITS
 from cache.reader import CacheReader
+from cache.snapshot import read_snapshot
 from shared.datasets.base import ImageDataset
 from shared.errors import IdentityError
+from shared.outputs import OutputForm
 
 
 class CachedAlready:
@@ -27,9 +30,9 @@ class CachedAlready:
         self._budgets = budgets
         # Numbered one cache after another.
         self._caches = list(readers.values())
-        self._keys = KeyIndex(self._key_of)
-        for number, reader in enumerate(self._caches):
-            self._keys.extend(reader.slot_keys(np.arange(reader.num_slots)), base=number << SLOT_BITS, first_slot=0)
+        self._keys = [KeyIndex(self._key_of) for _ in self._caches]
+        for number, (reader, keys) in enumerate(zip(self._caches, self._keys, strict=True)):
+            keys.extend(reader.slot_keys(np.arange(reader.num_slots)), base=number << SLOT_BITS, first_slot=0)
 
     def _key_of(self, number: int) -> bytes:
         slot = np.array([number & ((1 << SLOT_BITS) - 1)])
@@ -47,6 +50,24 @@ class CachedAlready:
     def outputs(self, dataset: str) -> dict[str, str] | None:
         """Name to dtype of what the data set's cache keeps; None where there is none yet."""
         return self._readers[dataset].dtypes if dataset in self._readers else None
+
+    def slots(self, dataset: str) -> int:
+        """Answers that the data set's cache holds."""
+        return self._readers[dataset].num_slots if dataset in self._readers else 0
+
+    def forms(self, dataset: str) -> dict[str, OutputForm]:
+        """What the outputs of the data set's cache look like."""
+        return self._readers[dataset].forms if dataset in self._readers else {}
+
+    def unanswered(self, path: Path, dataset: str) -> tuple[int, int]:
+        """Slots that an interrupted adding of outputs has still to answer, and the distinct images of them."""
+        reader = self._readers[dataset]
+        done = 0
+        for entry in read_catalog(path, unfinished=True):
+            if (entry.teacher.id, entry.dataset.name) == (reader.teacher.id, dataset + ADDING):
+                done = read_snapshot(path, entry=entry, journal=True).slots
+        keys = [key.tobytes() for key in reader.slot_keys(np.arange(reader.num_slots))]
+        return len(keys) - done, len(set(keys[done:]) - set(keys[:done]))
 
     def present(self, dataset: ImageDataset, *, view: int) -> NDArray[np.bool_]:
         """Which rows are cached, bool [N]; raises `IdentityError` for another data set of that name."""
@@ -66,9 +87,13 @@ class CachedAlready:
             )
         return reader.present(view)
 
-    def has_key(self, key: bytes) -> bool:
-        """Whether the teacher has answered these pixels, in any data set."""
-        return self._keys.get(key) is not None
+    def has_key(self, key: bytes, *, outputs: Mapping[str, str]) -> bool:
+        """Whether the teacher has answered these pixels, in any data set, with all of these outputs in their dtypes."""
+        return any(
+            keys.get(key) is not None
+            for reader, keys in zip(self._caches, self._keys, strict=True)
+            if outputs.items() <= reader.dtypes.items()
+        )
 
     def remaining(self, run: str, *, budget: int | None) -> int | None:
         """Calls that a run may still make, under ``budget`` or the one it has; None where nothing bounds it."""

@@ -28,7 +28,7 @@ class JsonReply(Response):
 def answer_reply(
     outputs: Mapping[str, NDArray[Any]], *, fields: Mapping[str, object], teacher_calls: int, accept: str
 ) -> Response:
-    """Outputs [B, C] and [B, D] with what belongs to them, in the form that the Accept header asks for."""
+    """Outputs [B, ...] with what belongs to them, in the form that the Accept header asks for."""
     headers = {"x-teacher-calls": str(teacher_calls)}
     fields = {**fields, "teacher_calls": teacher_calls}
     if CONTENT_TYPE in accept:

@@ -1,7 +1,8 @@
 """What the routes stand on: the data sets served, their caches, the runs that exist, and the way to an answer."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cache.handle import CacheHandle
@@ -9,8 +10,9 @@ from cache.layout import UPLOADS as UPLOADS_NAME
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.descriptions import DatasetDescription
-from shared.errors import UnknownNameError
+from shared.errors import InputError, UnknownNameError
 from shared.identity import NAME_PATTERN, pixel_keys
+from shared.outputs import CONSTANTS, OutputForm, beside, check_offered
 from shared.pixels import DECODER
 from shared.teacher import Teacher
 from teacher_server.answering import Answering
@@ -42,11 +44,14 @@ class Service:
         self.datasets = {dataset.name: dataset for dataset in datasets}
         self._writer = writer
         self._outputs = outputs
-        self._caches = {name: self._open(dataset.description) for name, dataset in self.datasets.items()}
+        self._caches = {
+            name: self._open(dataset.description, image=partial(dataset.image, 0))
+            for name, dataset in self.datasets.items()
+        }
         self._runs = {DEFAULT_RUN, *writer.ledger_counts()["runs"]}
 
-    def _open(self, description: DatasetDescription) -> CacheHandle:
-        return open_cache(self._writer, teacher=self.teacher, dataset=description, outputs=self._outputs)
+    def _open(self, description: DatasetDescription, *, image: Callable[[], Pixels]) -> CacheHandle:
+        return open_cache(self._writer, teacher=self.teacher, dataset=description, image=image, outputs=self._outputs)
 
     def rows(self, dataset: str, *, rows: Sequence[int], view: int) -> RowsQuestion:
         """A question about rows; raises `UnknownNameError` and `RowRangeError`."""
@@ -59,7 +64,7 @@ class Service:
         """A question about images that a caller brought."""
         # Opened with the first upload: a cache of one data set stays a cache of one.
         if UPLOADS.name not in self._caches:
-            self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS)
+            self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS, image=partial(_first, images))
         keys = await asyncio.to_thread(pixel_keys, images)
         return ImagesQuestion(cache=self._caches[UPLOADS.name], images=images, known_keys=keys)
 
@@ -104,8 +109,59 @@ class Service:
         return {"caches": info["caches"], "teachers": [teacher], "datasets": described}
 
 
+def _first(images: Sequence[Pixels]) -> Pixels:
+    if not images:
+        raise InputError("nothing was uploaded yet, and this upload holds no image: send at least one")
+    return images[0]
+
+
 def open_cache(
-    writer: CacheWriter, *, teacher: Teacher, dataset: DatasetDescription, outputs: Mapping[str, str] | None
+    writer: CacheWriter,
+    *,
+    teacher: Teacher,
+    dataset: DatasetDescription,
+    image: Callable[[], Pixels],
+    outputs: Mapping[str, str] | None,
 ) -> CacheHandle:
-    """The cache of this teacher and data set, with ``outputs`` (name to dtype; None = as created, else the default)."""
-    return writer.open_cache(teacher.description, dataset, outputs)
+    """The cache of this teacher and data set, with ``outputs`` (name to dtype; None = as created, else the default).
+
+    ``image`` is one of its images: what else than logits and features is asked for takes its form from its size.
+    """
+    asked = dict(outputs) if outputs is not None else None
+    constants = asked is not None and asked.pop(CONSTANTS, None) is not None
+    forms = offered_forms(teacher, names=asked or (), image=image)
+    cache = writer.open_cache(teacher.description, dataset, asked, forms)
+    check_forms(cache, teacher=teacher, image=image)
+    if constants:
+        keep_constants(writer, teacher=teacher)
+    return cache
+
+
+def offered_forms(teacher: Teacher, *, names: Collection[str], image: Callable[[], Pixels]) -> Mapping[str, OutputForm]:
+    """What these outputs look like; raises `InputError` that lists what the teacher can give."""
+    if not beside(names):
+        return {}
+    height, width, _ = image().shape
+    forms = teacher.forms((height, width))
+    check_offered(names, offered=forms, teacher=teacher.description.id)
+    return forms
+
+
+def check_forms(cache: CacheHandle, *, teacher: Teacher, image: Callable[[], Pixels]) -> None:
+    """Raise `InputError` where a cache keeps maps of images of another size."""
+    forms = offered_forms(teacher, names=cache.beside, image=image)
+    for spec in cache.specs:
+        if spec.name in cache.beside and forms[spec.name].shape != spec.shape:
+            raise InputError(
+                f"{spec.name} of {cache.dataset.name} is kept as {list(spec.shape)}, and images of this size give "
+                f"{list(forms[spec.name].shape)}: use images of one size, or another folder"
+            )
+
+
+def keep_constants(writer: CacheWriter, *, teacher: Teacher) -> None:
+    """Keep what a teacher says once for all images, at no call; raises `InputError` where that is nothing."""
+    arrays = teacher.constants()
+    check_offered(
+        [CONSTANTS], offered=[*teacher.outputs, *([CONSTANTS] if arrays else [])], teacher=teacher.description.id
+    )
+    writer.additions.keep_constants(teacher.description.id, arrays)

@@ -113,7 +113,10 @@ class Store:
             {key: place for key in one.keys if (place := self._writer.find(teacher, key, cache=one.cache)) is not None}
             for one in asked
         ]
-        missing = [(one.run, one.cache, len(one.keys) - len(places)) for one, places in zip(asked, found, strict=True)]
+        missing = [
+            (one.run, one.cache, (len(one.keys) - len(places)) * one.cache.calls_per_answer)
+            for one, places in zip(asked, found, strict=True)
+        ]
         paid = self._writer.reserve_all(missing)
         return [
             outcome if isinstance(outcome, TeachonceError) else Claim(places=places, reservation=outcome)
@@ -182,7 +185,8 @@ class Store:
 
     def _per_reservation(self, items: Sequence[Item], settle: Callable[..., None]) -> None:
         for group in _groups(items):
-            settle(items[group[0]].reservation, calls=len(group))
+            first = items[group[0]]
+            settle(first.reservation, calls=len(group) * first.question.cache.calls_per_answer)
 
     async def finish(self, question: Question, *, got: Got, outputs: Sequence[str], run: str) -> Outputs:
         """Give every row a slot of its own, charge the run, and read the answers as they are kept."""

@@ -571,7 +571,7 @@ class TestPaying:
     def test_answers_that_nobody_reserved_are_not_kept(self, writer: CacheWriter, train: CacheHandle) -> None:
         reservation = writer.reserve(run="default", cache=train, calls=1)
         given: dict[str, Any] = {"views": [0, 0], "labels": [0, 0], "outputs": answers_of([1, 2])}
-        with pytest.raises(InputError, match="2 answers, but only 1 of 1 calls are open"):
+        with pytest.raises(InputError, match="2 calls needed, but only 1 of 1 are open"):
             writer.commit(train, run="default", reservation=reservation, keys=keys_of([1, 2]), rows=[1, 2], **given)
         assert train.num_slots == 0
 

@@ -378,7 +378,7 @@ def test_answers_are_kept_in_the_encoding_asked_for_and_planned_so(
     filled = run_server_command("fill", *options, "--outputs", "logits=int8,features", "--dtype", "float32")
     assert filled.returncode == 0, filled.stderr
     width = cache_info(store)["caches"][0]["outputs"]["features"]["shape"][0]
-    per_row = 3 * 8 + 32 + 10 + 8 + 4 * width
+    per_row = 8 + 8 + 4 + 32 + 10 + 8 + 4 * width
     assert f"{40 * per_row / 1000:.1f} kB" in planned.stdout
     with CacheReader.open(store) as reader:
         assert reader.dtypes == {"logits": "int8", "features": "float32"}
