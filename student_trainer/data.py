@@ -186,13 +186,14 @@ class TeacherBatch(NamedTuple):
     def distill(self, student_logits: Tensor, *, student_features: Tensor | None = None) -> DistillBatch:
         """What a loss is given, on the device of the student's logits."""
         device = student_logits.device
+        sent = {name: value.to(device, non_blocking=True) for name, value in self.teacher.items()}
         return DistillBatch(
             student_logits=student_logits,
             student_features=student_features,
             labels=self.labels.to(device, non_blocking=True),
             rows=self.rows,
             views=self.views,
-            **{f"teacher_{name}": value.to(device, non_blocking=True) for name, value in self.teacher.items()},  # type: ignore[arg-type]
+            **DistillBatch.teacher_fields(sent),  # type: ignore[arg-type]
         )
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.layout import forms_of
 from cache.reader import CacheReader
+from cache.records import specs_from
 from cache.writer import CacheHandle, CacheWriter
 from shared.client import TeacherClient
 from shared.datasets.base import ImageDataset
 from shared.descriptions import TeacherDescription
 from shared.errors import IdentityError, InputError, UnknownNameError
+from shared.outputs import OutputForm
 from student_trainer.config import TrainConfig
 from student_trainer.progress import ProgressView
 
@@ -71,12 +74,13 @@ def fetch_missing(
         requests = list(_requests(path, teacher=teacher.id, dataset=dataset, rows=rows, views=views))
         total = sum(len(rows_B) for _, rows_B in requests)
         wanted = sorted(set(outputs) | _served_outputs(inventory, teacher=teacher, dataset=dataset))
+        forms = _served_forms(inventory, teacher=teacher, dataset=dataset)
         with closing(CacheWriter.open(path)) as writer:
             for view, rows_B in requests:
                 answers = client.logits(dataset.name, rows_B, view=view, outputs=wanted, run=config.run_name)
                 _check_answering(answers.teacher, teacher=teacher)
                 dtypes = {name: str(array.dtype) for name, array in answers.outputs.items()}
-                handle = writer.open_cache(teacher, dataset.description, dtypes)
+                handle = writer.open_cache(teacher, dataset.description, dtypes, forms)
                 _keep(writer, handle, dataset=dataset, rows_B=rows_B, view=view, outputs=answers.outputs)
                 done, teacher_calls = done + len(rows_B), teacher_calls + answers.teacher_calls
                 progress.fetch(done=done, total=total, teacher_calls=teacher_calls)
@@ -180,6 +184,16 @@ def _served_outputs(inventory: dict[str, Any], *, teacher: TeacherDescription, d
         if entry["teacher"] == teacher.id and entry["dataset"] == dataset.name:
             return set(entry["outputs"]) & set(WELCOME_OUTPUTS)
     return set()
+
+
+def _served_forms(
+    inventory: dict[str, Any], *, teacher: TeacherDescription, dataset: ImageDataset
+) -> dict[str, OutputForm]:
+    """What the outputs look like that the server keeps."""
+    for entry in inventory["caches"]:
+        if entry["teacher"] == teacher.id and entry["dataset"] == dataset.name:
+            return forms_of(specs_from(entry["outputs"]))
+    return {}
 
 
 def _check_answering(answering: str, *, teacher: TeacherDescription) -> None:

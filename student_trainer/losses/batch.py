@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from shared.outputs import MAPS, map_number
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DistillBatch:
@@ -41,6 +43,19 @@ class DistillBatch:
     """float [B, 3, H, W]."""
     teacher_constants: Mapping[str, Tensor] | None = None
     """What the teacher says once for all samples, by name."""
+
+    @staticmethod
+    def teacher_fields(outputs: Mapping[str, Tensor]) -> dict[str, object]:
+        """The fields that a teacher's outputs, by name, are; maps in the order of their numbers.
+
+        Attention has no field: a loss that wants it takes it by name.
+        """
+        maps = sorted((number, name) for name in outputs if (number := map_number(name)) is not None)
+        fields: dict[str, object] = {
+            f"teacher_{name}": value for name, value in outputs.items() if map_number(name) is None
+        }
+        tensors = tuple(outputs[name] for _, name in maps if name.startswith(MAPS))
+        return fields | ({"teacher_maps": tensors} if tensors else {})
 
     def select(self, positions: Tensor) -> "DistillBatch":
         """The samples at ``positions`` (int64 or bool), every field alike; a mixed batch cannot be cut."""
