@@ -43,7 +43,7 @@ def plan_fills(options: FillOptions, *, rate: float | None) -> Iterator[str]:
     duration = f"{calls / rate / 60:.1f} minutes at {rate:g} images/s" if rate else "minutes unknown (give --rate)"
     free = disk_usage(_existing(options.cache)).free
     yield (
-        f"teacher {about.id}: {calls} teacher calls, {readable_size(size)} of answers, {readable_size(disk)} on disk, "
+        f"teacher {about.id}: {calls} teacher calls, {readable_size(size)}, {readable_size(disk)} on disk, "
         f"{duration}, {readable_size(free)} free"
     )
     remaining = known.remaining(options.run, budget=options.budget)

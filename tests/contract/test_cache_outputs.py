@@ -381,7 +381,7 @@ def test_a_plan_says_what_outputs_cost_in_calls_and_on_disk(digits_store: Path) 
     assert "maps.3: float16 [64, 2, 2], 512 bytes per row" in planned
     assert "input_grad: float16 [3, 8, 8], 384 bytes per row, one more call per row" in planned
     size = 40 * (8 + 8 + 4 + 32 + 2 * (10 + 64 + 256 + 64 + 192))
-    assert f"{size / 1000:.1f} kB of answers" in planned
+    assert f"{size / 1000:.1f} kB, " in planned
     assert f"{chunk_bytes(digits_store) / 1e6:.1f} MB on disk" in planned
     assert "40 rows, 80 teacher calls, 0 hits" in (digits_store.parent / "fill.txt").read_text()
     assert describe_cache(digits_store)["budgets"]["default"] == {
