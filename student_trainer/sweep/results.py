@@ -97,6 +97,8 @@ def sweep_header(
         "ledger": {
             "attempts": asked.attempts,
             "teacher_calls": asked.teacher_calls,
+            # That of a running server, or of a cache that somebody else filled, counts the calls of others as well.
+            "own": teacher.spec is not None,
             "runs": {name: asdict(run) for name, run in asked.runs.items()},
         },
     }
