@@ -72,7 +72,10 @@ def styles(panel_methods: Mapping[str, str], *, labels_only: frozenset[str], the
 
 def panel_styles(panels: tuple[Panel, ...], *, theme: Theme) -> dict[str, Style]:
     """The same style for a method in every panel."""
-    groups = {method: panel.group(method) for panel in panels for method in panel.methods}
+    # Only losses can be controls: a view is one in the panel of a control, and a loss in the next.
+    groups = {
+        method: panel.group(method) if panel.axis == "loss" else "loss" for panel in panels for method in panel.methods
+    }
     asking = {method for panel in panels for method in panel.methods if panel.asks(method)}
     return styles(groups, labels_only=frozenset(groups.keys() - asking), theme=theme)
 
