@@ -45,7 +45,7 @@ def _bare(reduction: float | None) -> str:
 
 
 def _table(title: str, *, head: Sequence[str], caption: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, caption=caption)
+    table = Table(title=title, box=SIMPLE_HEAD, caption=caption, pad_edge=False)
     table.add_column(head[0], no_wrap=True)
     for heading in head[1:]:
         table.add_column(heading, justify="right")
