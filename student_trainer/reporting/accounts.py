@@ -1,6 +1,7 @@
 """What the sweep cost, held against the ledger and against a teacher that runs online."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from student_trainer.reporting.results import LedgerRun, SweepResults, Trial
@@ -14,8 +15,13 @@ class LedgerCheck:
     counts: LedgerRun | None
     """None: a training names a run that the ledger does not have."""
     consumed: int | None
-    """Distinct answers that its trainings consumed, the most of any; None where no training names it."""
+    """Distinct answers that its trainings consumed, the most of any; None where no training names it.
+
+    Of several views per image a training consumes those that its epochs drew, so it may be fewer than were charged.
+    """
     trainings: int
+    own: bool
+    """Whether the ledger counts this sweep's calls only."""
 
     @property
     def problem(self) -> str | None:
@@ -26,7 +32,7 @@ class LedgerCheck:
             return "more calls than attempts"
         if self.counts.budget is not None and self.counts.teacher_calls > self.counts.budget:
             return "more calls than its budget"
-        if self.consumed is not None and self.consumed != self.counts.charged:
+        if self.own and self.consumed is not None and self.consumed > self.counts.charged:
             return f"trainings consumed {self.consumed:,}"
         return None
 
@@ -73,6 +79,7 @@ def ledger_checks(results: SweepResults) -> list[LedgerCheck]:
             counts=runs.get(name),
             consumed=max((trial.charged for trial in trainings[name]), default=None) if name in trainings else None,
             trainings=len(trainings.get(name, ())),
+            own=results.sweep.ledger.own,
         )
         for name in dict.fromkeys([*runs, *trainings])
     ]
@@ -89,10 +96,28 @@ def ledger_problems(results: SweepResults) -> list[str]:
     return problems
 
 
-def forwards_ratio(results: SweepResults) -> float:
+def ledger_verdict(results: SweepResults) -> str:
+    """What holding the ledger against the trainings came to, a sentence or two."""
+    problems, ledger = ledger_problems(results), results.sweep.ledger
+    if problems:
+        return f"{len(problems)} disagreements, named at the top." if len(problems) > 1 else "One, named at the top."
+    if not ledger.runs:
+        return "This sweep asked nobody: its answers were found in a cache, and no run of the ledger belongs to it."
+    if not ledger.own:
+        return (
+            "No run passed its budget. The ledger is that of a running server, which is asked for each answer once: a"
+            " larger budget is charged for the rest only, so the runs are not held against what trainings consumed."
+        )
+    return (
+        "The ledger and the trainings agree: no training consumed more distinct answers than its run was charged for,"
+        " and no run passed its budget."
+    )
+
+
+def forwards_ratio(trials: Iterable[Trial]) -> float:
     """The largest ratio of student forwards between two methods of one setting and budget, means over seeds."""
     cells: dict[tuple[str, str, str, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for trial in results.tested:
+    for trial in trials:
         if trial.budget:
             cells[trial.student, trial.views, trial.select, trial.budget][trial.loss].append(trial.student_forwards)
     ratios = [1.0]

@@ -69,8 +69,8 @@ def analyse(results: SweepResults, *, targets: Sequence[float] = (), compare: st
 
 
 def _analyse(panel: Panel, *, targets: tuple[float, ...]) -> PanelAnalysis:
-    comparing = [name for name in panel.methods if name.startswith(COMPARING) and panel.group(name) == "loss"]
-    controls = [name for name in panel.methods if panel.group(name) == "control"]
+    comparing = [name for name in panel.ranked if name.startswith(COMPARING) and panel.group(name) == "loss"]
+    controls = [name for name in panel.ranked if panel.group(name) == "control"]
     return PanelAnalysis(
         panel=panel,
         reach=reach_table(panel, targets=targets),
@@ -82,13 +82,6 @@ def _analyse(panel: Panel, *, targets: tuple[float, ...]) -> PanelAnalysis:
 
 def _taught(panel: Panel) -> list[str]:
     """Losses that use the teacher's answers on the images whose labels cross-entropy uses, and no other labels."""
-    if panel.axis != "loss" or LABELS_ALONE not in panel.methods:
+    if panel.axis != "loss" or LABELS_ALONE not in panel.ranked:
         return []
-    rows = {cell.budget: cell.average("rows") for cell in panel.curve(LABELS_ALONE)}
-    return [
-        method
-        for method in panel.methods
-        if panel.asks(method)
-        and panel.group(method) == "loss"
-        and all(cell.average("rows") == rows.get(cell.budget) for cell in panel.curve(method))
-    ]
+    return [method for method in panel.ranked if panel.asks(method) and panel.group(method) == "loss"]

@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 
 from student_trainer.reporting.analysis import Analysis, PanelAnalysis
+from student_trainer.reporting.divergence import divergence
 from student_trainer.reporting.grid import Cell, Panel
 from student_trainer.reporting.statistics import PairResult
-from student_trainer.reporting.texts import interval_text, p_text, percent_text, points_text
+from student_trainer.reporting.texts import (
+    interval_text,
+    no_claim_text,
+    p_text,
+    percent_text,
+    points_text,
+)
 
 MIDPOINT = "midpoint"
 """In the name of the control that is closest to comparing: matching the midpoint of answer and label."""
@@ -17,7 +24,7 @@ def completeness(analysis: Analysis) -> str | None:
     if results.complete:
         return None
     return (
-        f"This sweep is not complete: {results.cells} of {sweep.cells} cells and {len(results.trials)} of"
+        f"This sweep is not complete: {results.finished_cells} of {sweep.cells} cells and {len(results.trials)} of"
         f" {sweep.trials} trials are finished. The report shows what is there; more seeds may change it."
     )
 
@@ -34,26 +41,32 @@ def headline(analysis: Analysis) -> list[str]:
     pairs = [(part.panel, pair) for part in analysis.panels for pair in _closest(part)]
     if not pairs:
         return []
+    no_claim = no_claim_text([pair for _, pair in pairs])
     better = [pair for _, pair in pairs if pair.shown and pair.test.mean > 0]
     worse = [pair for _, pair in pairs if pair.shown and pair.test.mean < 0]
     if better:
-        answer = f"Yes, in {len(better)} of {len(pairs)} comparisons." if len(better) < len(pairs) else "Yes."
+        part = f", in {len(better)} of {len(pairs)} comparisons" if len(better) < len(pairs) else ""
+        answer = f"It points to yes{part}{no_claim}." if no_claim else f"Yes{part}."
+    elif len(worse) == len(pairs):
+        answer = f"It points to no, it did worse{no_claim}." if no_claim else "No, it did worse."
     else:
-        answer = "No, it did worse." if len(worse) == len(pairs) else "It could not be shown to help."
+        answer = "It could not be shown to help."
     return [answer, *(f"{_place(panel)}{pair.first} against {pair.second}: {_verdict(pair)}" for panel, pair in pairs)]
 
 
 def findings(analysis: Analysis) -> list[str]:
     """What the sweep shows, a sentence each."""
-    return [
+    shown = [
         sentence
         for part in analysis.panels
         for sentence in (
             *_best(part, budgets=_told(analysis, part.panel)),
+            *_unranked(part.panel),
             *_above_labels(part),
             *_all_labels(part.panel),
         )
     ]
+    return [*shown, *divergence(analysis.results)]
 
 
 def _closest(part: PanelAnalysis) -> list[PairResult]:
@@ -62,12 +75,14 @@ def _closest(part: PanelAnalysis) -> list[PairResult]:
 
 
 def _verdict(pair: PairResult) -> str:
-    found = f"no difference could be shown at n = {pair.test.n}"
+    found, no_claim = f"no difference could be shown at n = {pair.test.n}", ""
     if pair.shown:
-        found = "better" if pair.test.mean > 0 else "worse"
+        direction = "better" if pair.test.mean > 0 else "worse"
+        found = direction if pair.claim else f"points to {direction}"
+        no_claim = "" if pair.claim else f"; n = {pair.test.n}, no claim"
     return (
         f"{found} ({points_text(pair.test.mean)} points{_where(pair)}, 95 % interval {interval_text(pair)},"
-        f" corrected p {_equals(pair.p_holm)})."
+        f" corrected p {_equals(pair.p_holm)}{no_claim})."
     )
 
 
@@ -93,15 +108,36 @@ def _best(part: PanelAnalysis, *, budgets: tuple[int, ...]) -> Iterator[str]:
         cells = sorted(_at(panel, budget), key=lambda cell: cell.mean, reverse=True)
         if len(cells) < 2:
             continue
-        best, others = cells[0], cells[1:]
-        apart = [cell.method for cell in others if _shown(part, best.method, cell.method, budget=budget)]
-        alike = [cell.method for cell in others if cell.method not in apart]
-        pairs = len(cells) * (len(cells) - 1) // 2
-        tail = f"cannot be told apart from {', '.join(alike)}" if alike else "differs from all others"
+        best, others = cells[0], [cell.method for cell in cells[1:]]
         yield _sentence(
             panel,
             f"with {budget:,} calls {best.method} is highest, {percent_text(best.mean)} (n = {len(best.trials)});"
-            f" after correction for {pairs} pairs it {tail}.",
+            f" {_told_apart(part, best.method, others=others, budget=budget)}.",
+        )
+
+
+def _told_apart(part: PanelAnalysis, best: str, *, others: list[str], budget: int) -> str:
+    family = [pair for pair in part.pairs if pair.budgets == (budget,)]
+    if not family:
+        return "there are no two seeds to test that by"
+    alike = [method for method in others if not _shown(part, best, method, budget=budget)]
+    if alike:
+        tail = f"cannot be told apart from {', '.join(alike)}"
+    else:
+        no_claim = no_claim_text(family)
+        tail = f"points to differing from all others{no_claim}" if no_claim else "differs from all others"
+    return f"after correction for {len(family)} {'pair' if len(family) == 1 else 'pairs'} it {tail}"
+
+
+def _unranked(panel: Panel) -> Iterator[str]:
+    """Methods that those with fewer labels are not held against."""
+    apart = [method for method in panel.methods if method not in panel.ranked]
+    if apart:
+        uses = "uses" if len(apart) == 1 else "use"
+        yield _sentence(
+            panel,
+            f"not ranked: {', '.join(apart)}, which {uses} the labels of all images; the bar for that is cross-entropy"
+            " on all labels.",
         )
 
 
@@ -114,10 +150,15 @@ def _above_labels(part: PanelAnalysis) -> Iterator[str]:
         for word, above in (("above", _is_better), ("below", lambda pair: not _is_better(pair)))
     }
     names = "".join(f"; {word} it: {', '.join(found)}" for word, found in said.items() if found)
+    count, no_claim = len(said["above"]), no_claim_text(part.lifted)
+    if no_claim:
+        beat = "points to beating" if count == 1 else "point to beating"
+    else:
+        beat = "is shown to beat" if count == 1 else "are shown to beat"
     yield _sentence(
         part.panel,
-        f"{len(said['above'])} of {len(part.lifted)} losses are shown to beat cross-entropy on the labels of the same"
-        f" images,{_where(part.lifted[0])}{names}.",
+        f"{count} of {len(part.lifted)} losses {beat} cross-entropy on the labels of the same"
+        f" images,{_where(part.lifted[0])}{no_claim}{names}.",
     )
 
 
@@ -126,23 +167,27 @@ def _is_better(pair: PairResult) -> bool:
 
 
 def _all_labels(panel: Panel) -> Iterator[str]:
-    """Whether the calls buy more than all labels do without any."""
-    for reference in panel.references:
-        above = [
-            f"{method} at {cell.budget:,}"
-            for method in panel.methods
-            if panel.asks(method)
-            for cell in panel.curve(method)
-            if cell.mean > reference.mean
-        ]
-        who = f"in the mean that is passed by {', '.join(above)}" if above else "no method reaches that in the mean"
-        yield _sentence(
-            panel, f"without any teacher call {reference.method} reaches {percent_text(reference.mean)}; {who}."
-        )
+    """Whether the calls buy more than all labels do without any; of several references, than the best."""
+    if not panel.references:
+        return
+    bar = max(panel.references, key=lambda cell: cell.mean)
+    name = (
+        bar.method if len(panel.references) == 1 else f"the best of {len(panel.references)} references, {bar.method},"
+    )
+    above = [
+        f"{method} at {cell.budget:,}"
+        for method in panel.methods
+        if panel.asks(method)
+        for cell in panel.curve(method)
+        if cell.mean > bar.mean
+    ]
+    who = f"in the mean that is passed by {', '.join(above)}" if above else "no method reaches that in the mean"
+    yield _sentence(panel, f"without any teacher call {name} reaches {percent_text(bar.mean)}; {who}.")
 
 
 def _at(panel: Panel, budget: int) -> list[Cell]:
-    return [panel.cells[method, budget] for method in panel.methods if (method, budget) in panel.cells]
+    """The cells of a budget that may be held against each other."""
+    return [panel.cells[method, budget] for method in panel.ranked if (method, budget) in panel.cells]
 
 
 def _shown(part: PanelAnalysis, first: str, second: str, *, budget: int) -> bool:

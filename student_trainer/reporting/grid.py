@@ -50,14 +50,19 @@ class Cell:
         return self.trials[0].lr
 
     @property
-    def charged(self) -> float:
-        """Distinct answers that a run consumed, mean over the seeds."""
-        return self.average("charged")
+    def calls(self) -> float:
+        """Where the cell stands on the axis of calls: what was paid; the budget where labels alone were used."""
+        return self.average("paid") or float(self.budget)
 
     @property
-    def calls(self) -> float:
-        """Where the cell stands on the axis of calls: charged answers; the budget where labels alone were used."""
-        return self.charged or float(self.budget)
+    def asks(self) -> bool:
+        """Whether it uses the teacher's answers; else it lives on labels."""
+        return any(trial.charged for trial in self.trials)
+
+    @property
+    def all_labels(self) -> bool:
+        """Whether it trains on labels of more images than the budget asks about."""
+        return any(trial.all_labels for trial in self.trials)
 
     def average(self, field: str) -> float:
         """Mean of a number of the trials over the seeds."""
@@ -90,7 +95,20 @@ class Panel:
 
     def asks(self, method: str) -> bool:
         """Whether a method uses the teacher's answers; else it lives on labels."""
-        return any(cell.charged for cell in self.curve(method))
+        return any(cell.asks for cell in self.curve(method))
+
+    def all_labels(self, method: str) -> bool:
+        """Whether a method trains on the labels of images that nobody asked about."""
+        return any(cell.all_labels for cell in self.curve(method))
+
+    @property
+    def ranked(self) -> tuple[str, ...]:
+        """The methods that are held against each other: those with the labels of the budget's images, and no more.
+
+        Where every method uses all labels, they are alike in that.
+        """
+        few = tuple(method for method in self.methods if not self.all_labels(method))
+        return few or self.methods
 
     def accuracies(self, method: str) -> NDArray[np.float64]:
         """[seeds, budgets] of a method's curve, seeds ascending, nan where a seed is missing."""
@@ -154,7 +172,7 @@ def _panel(members: list[Trial], *, axis: Axis, title: str, free: list[Trial], o
         ),
         budgets=tuple(sorted({budget for _, budget in built})),
         cells=built,
-        references=_references(members, free=free),
+        references=_references(members, free=free, axis=axis),
     )
 
 
@@ -163,7 +181,7 @@ def _cell(method: str, trials: list[Trial]) -> Cell:
     return Cell(method=method, group=ordered[0].group, budget=ordered[0].budget, trials=ordered)
 
 
-def _references(members: list[Trial], *, free: list[Trial]) -> tuple[Cell, ...]:
+def _references(members: list[Trial], *, free: list[Trial], axis: Axis) -> tuple[Cell, ...]:
     """The reference cells of the same student; of the same views and selection where there are such."""
     fitting = [trial for trial in free if trial.student in {member.student for member in members}]
     for name in ("views", "select"):
@@ -173,6 +191,8 @@ def _references(members: list[Trial], *, free: list[Trial]) -> tuple[Cell, ...]:
     cells: dict[str, list[Trial]] = defaultdict(list)
     first_cell: dict[str, str] = {}
     for trial in fitting:
-        if first_cell.setdefault(trial.loss, trial.cell) == trial.cell:
-            cells[trial.loss].append(trial)
-    return tuple(_cell(loss, trials) for loss, trials in cells.items())
+        own = axis in ("views", "student")  # of what is compared, the reference depends on these
+        name = f"{trial.loss}, {getattr(trial, axis)}" if own else trial.loss
+        if first_cell.setdefault(name, trial.cell) == trial.cell:
+            cells[name].append(trial)
+    return tuple(_cell(name, trials) for name, trials in cells.items())

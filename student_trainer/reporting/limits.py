@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from student_trainer.reporting.analysis import Analysis
-from student_trainer.reporting.statistics import LEVEL, smallest_rank_p
-
-ENOUGH_SEEDS = 5
-"""Below it the project's own rules allow no claim."""
+from student_trainer.reporting.statistics import ENOUGH_SEEDS, LEVEL, smallest_rank_p
 
 
 def limits(analysis: Analysis) -> list[str]:
@@ -55,10 +52,9 @@ def _test_images(analysis: Analysis) -> Iterator[str]:
 
 def _scope(analysis: Analysis) -> Iterator[str]:
     rates = analysis.results.sweep.trials_per_cell
-    yield (
-        f"Each method was tuned over {rates} learning {'rate' if rates == 1 else 'rates'}; its other settings are those"
-        " of the recipe. A loss may do better with another temperature or weight."
-    )
+    tuned = f"Each method was tuned over {rates} learning rates" if rates > 1 else "No method was tuned"
+    others = "temperature or weight" if rates > 1 else "learning rate, temperature or weight"
+    yield f"{tuned}; its other settings are those of the recipe. A loss may do better with another {others}."
     yield "Nothing is said about other budgets: calls are interpolated between those shown, never extrapolated."
     yield (
         "The intervals of calls-to-reach come from resampling the seeds. With this few seeds such intervals are too"

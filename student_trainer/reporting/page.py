@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from student_trainer.reporting.accounts import LedgerCheck, ledger_checks, ledger_problems
+from student_trainer.reporting.accounts import LedgerCheck, ledger_checks, ledger_problems, ledger_verdict
 from student_trainer.reporting.analysis import Analysis, PanelAnalysis
 from student_trainer.reporting.findings import completeness, findings, headline, main_question
 from student_trainer.reporting.grid import Panel
 from student_trainer.reporting.limits import limits
 from student_trainer.reporting.palette import Theme
-from student_trainer.reporting.protocol import cost_facts, protocol, provenance
+from student_trainer.reporting.protocol import cost_facts, protocol, provenance, tested_how
 from student_trainer.reporting.reaching import BOOTSTRAP_SEED, RESAMPLES, Reach
 from student_trainer.reporting.results import Trial
 from student_trainer.reporting.statistics import PairResult
@@ -21,11 +21,13 @@ from student_trainer.reporting.texts import (
     accuracy_text,
     calls_text,
     interval_text,
+    no_claim_text,
     p_text,
     percent_text,
     points_text,
     reach_interval_text,
     reduction_text,
+    verdict_text,
 )
 
 PLURALS = {"loss": "losses", "views": "view policies", "select": "selections", "student": "students"}
@@ -51,10 +53,13 @@ def page(analysis: Analysis, *, accuracy: Drawings, differences: Drawings) -> st
         facts=provenance(analysis.results),
         teacher_accuracy=None if teacher is None else percent_text(teacher),
         seeds=analysis.seeds_text,
+        tested_how=tested_how(analysis.results),
+        one_rate=analysis.results.one_rate,
+        axis=analysis.panels[0].panel.axis,
         axis_plural=PLURALS[analysis.panels[0].panel.axis],
         accuracy_image=_image(
             accuracy,
-            alt="Test accuracy against charged teacher calls, a line per method; numbers: the table below.",
+            alt="Test accuracy against teacher calls, a line per method; numbers: the table below.",
         ),
         difference_image=differences
         and _image(
@@ -65,6 +70,7 @@ def page(analysis: Analysis, *, accuracy: Drawings, differences: Drawings) -> st
         resamples=f"{RESAMPLES:,}",
         bootstrap_seed=BOOTSTRAP_SEED,
         ledger_problems=ledger_problems(analysis.results),
+        ledger_verdict=ledger_verdict(analysis.results),
         ledger_rows=[_ledger_row(check) for check in ledger_checks(analysis.results)],
         runs=[_run(trial) for trial in analysis.results.trials],
     )
@@ -86,7 +92,7 @@ def _part(part: PanelAnalysis, *, targets: tuple[float, ...]) -> dict[str, Any]:
         "averaged_rows": [_averaged_row(pair) for pair in part.averaged],
         "lifted_rows": [_averaged_row(pair) for pair in part.lifted],
         "reach_head": (panel.axis, *(f"{100 * target:g} %" for target in targets)),
-        "reach_rows": _reach_rows(part.reach),
+        "reach_rows": _reach_rows(part),
         "reach_reductions": [
             ("fewest, against the next best", *(_best(part.reach, target) for target in targets)),
             *_reductions(part),
@@ -99,27 +105,30 @@ def _part(part: PanelAnalysis, *, targets: tuple[float, ...]) -> dict[str, Any]:
 
 def _mark(panel: Panel, method: str) -> str:
     """Small print below a name."""
-    words = ["control"] if panel.group(method) == "control" else []
-    return ", ".join(words if panel.asks(method) else [*words, "labels only"])
+    words = {
+        # Of views and selections the whole panel is one loss, which its title names.
+        "control": panel.axis == "loss" and panel.group(method) == "control",
+        "labels only": not panel.asks(method),
+        "uses all labels": panel.all_labels(method),
+    }
+    return ", ".join(word for word, true in words.items() if true)
 
 
 def _averaged_row(pair: PairResult) -> tuple[str, ...]:
     test = pair.test
-    verdict = ("better" if test.mean > 0 else "worse") if pair.shown else "not shown"
     budgets = ", ".join(f"{budget:,}" for budget in pair.budgets)
     numbers = (points_text(test.mean), interval_text(pair), p_text(pair.p_holm), budgets, str(test.n))
-    return (pair.first, pair.second, verdict, *numbers)
+    return (pair.first, pair.second, verdict_text(pair), *numbers)
 
 
-def _reach_rows(reach: tuple[Reach, ...]) -> list[tuple[Any, ...]]:
+def _reach_rows(part: PanelAnalysis) -> list[tuple[Any, ...]]:
     """A row per method; each cell is the calls with their interval below."""
-    methods = {entry.method: entry.asks for entry in reach}
     return [
         (
-            method if asks else f"{method} *",
-            *((calls_text(entry), reach_interval_text(entry)) for entry in reach if entry.method == method),
+            (method, _mark(part.panel, method)),
+            *((calls_text(entry), reach_interval_text(entry)) for entry in part.reach if entry.method == method),
         )
-        for method, asks in methods.items()
+        for method in part.panel.methods
     ]
 
 
@@ -147,10 +156,9 @@ def _family(part: PanelAnalysis, budget: int) -> dict[str, Any]:
     """All pairs at one budget, the better of two first."""
     pairs = [pair for pair in part.pairs if pair.budgets == (budget,)]
     place = f"{part.panel.title}, " if part.panel.title else ""
+    shown = f"{sum(pair.shown for pair in pairs)} of {len(pairs)} differences shown"
     return {
-        "title": f"{place}{budget:,} calls",
-        "shown": sum(pair.shown for pair in pairs),
-        "count": len(pairs),
+        "title": f"{place}{budget:,} calls: {shown}{no_claim_text(pairs)}",
         "rows": [_pair_row(pair if pair.test.mean >= 0 else pair.turned()) for pair in pairs],
     }
 
@@ -168,7 +176,8 @@ def _ledger_row(check: LedgerCheck) -> tuple[str, ...]:
         budget = "none" if counts.budget is None else f"{counts.budget:,}"
         numbers = (budget, f"{counts.attempts:,}", f"{counts.teacher_calls:,}", f"{counts.charged:,}")
     consumed = "–" if check.consumed is None else f"{check.consumed:,}"
-    return (check.name, *numbers, consumed, f"{check.trainings:,}", check.problem or "agrees")
+    verdict = check.problem or ("agrees" if check.own else "within its budget")
+    return (check.name, *numbers, consumed, f"{check.trainings:,}", verdict)
 
 
 def _run(trial: Trial) -> tuple[Any, ...]:
@@ -178,6 +187,6 @@ def _run(trial: Trial) -> tuple[Any, ...]:
         {"href": f"../{quote(trial.run)}/", "name": trial.run},
         str(trial.seed),
         f"{trial.lr:g}",
-        "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
+        "diverged" if trial.diverged else "–" if trial.val_accuracy is None else f"{100 * trial.val_accuracy:.2f}",
         "–" if tested is None else f"{100 * tested:.2f}",
     )

@@ -31,7 +31,9 @@ class Reach:
     largest: float
     """Calls of the method's smallest and largest budget."""
     asks: bool
-    """False where the method makes no calls: then the number is that of labelled images."""
+    """False where the method makes no calls: then the number is the budget of the methods beside it."""
+    all_labels: bool
+    """Whether it trains on the labels of images that nobody asked about: then it is nobody's next best."""
     reduction: float | None
     """Against the best other method that makes calls, in %: negative is fewer. None where either was not reached."""
 
@@ -69,9 +71,9 @@ def reach_table(
     rows = []
     for method in panel.methods:
         intervals = _intervals(panel, method, targets=targets, resamples=resamples, seed=seed)
-        curve, asks = panel.curve(method), panel.asks(method)
+        curve = panel.curve(method)
         for place, target in enumerate(targets):
-            asking = {other: calls[place] for other, calls in middle.items() if panel.asks(other)}
+            rivals = {other: middle[other][place] for other in panel.ranked if panel.asks(other)}
             rows.append(
                 Reach(
                     panel=panel.title,
@@ -82,8 +84,9 @@ def reach_table(
                     high=intervals[place][1],
                     smallest=curve[0].calls,
                     largest=curve[-1].calls,
-                    asks=asks,
-                    reduction=reduction(asking, method=method) if asks else None,
+                    asks=panel.asks(method),
+                    all_labels=panel.all_labels(method),
+                    reduction=reduction(rivals, method=method),
                 )
             )
     return tuple(rows)
@@ -94,7 +97,7 @@ def sensible_targets(panels: Sequence[Panel]) -> tuple[float, ...]:
     # Deferred: matplotlib loads slowly, and a wrong folder should be refused at once.
     from matplotlib.ticker import MaxNLocator
 
-    means = [[cell.mean for cell in panel.curve(method)] for panel in panels for method in panel.methods]
+    means = [[cell.mean for cell in panel.curve(method)] for panel in panels for method in panel.ranked]
     low, high = median(curve[0] for curve in means), max(max(curve) for curve in means)
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(100 * low, 100 * high) if high > low else []
     inside = tuple(round(float(tick) / 100, 6) for tick in ticks if 100 * low < tick <= 100 * high)

@@ -1,6 +1,7 @@
 """What a sweep left: sweep.json and results.jsonl, read and checked once."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class LedgerCounts(Record):
     attempts: Count
     teacher_calls: Count
     runs: dict[str, LedgerRun] = {}
+    own: bool = True
+    """Whether it counts this sweep's calls only; that of a running server charges a larger budget for the rest only."""
 
 
 class Teacher(Record):
@@ -86,6 +89,12 @@ class Sweep(Record):
         given = [(entry.get("label") or entry.get("name")) if isinstance(entry, dict) else entry for entry in entries]
         return tuple(name for name in given if isinstance(name, str))
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether a training may end before its last step."""
+        train = self.recipe.get("train")
+        return isinstance(train, dict) and train.get("schedule") == "plateau"
+
 
 class Trial(Record):
     """One finished training: a line of results.jsonl."""
@@ -102,6 +111,8 @@ class Trial(Record):
     lr: float
     chosen: bool
     """Whether this learning rate is the cell's, by mean validation accuracy."""
+    diverged: bool = False
+    """Whether its loss left the numbers: it has no accuracy."""
     val_accuracy: Share | None
     test_accuracy: Share | None
     rows: Count
@@ -110,6 +121,9 @@ class Trial(Record):
     test_rows: Count
     teacher_calls: Count
     charged: Count
+    """Distinct answers that it consumed; of several views per image, those that its epochs drew."""
+    paid: Count = 0
+    """Answers that its budget run was charged for, from the ledger and not from its line; 0: it used none."""
     ledger_run: str | None
     student_forwards: Count
     online_calls: Count
@@ -122,6 +136,11 @@ class Trial(Record):
     def key(self) -> tuple[str, int, float]:
         """What tells trials apart."""
         return self.cell, self.seed, self.lr
+
+    @property
+    def all_labels(self) -> bool:
+        """Whether it used the labels of more images than its budget asks about."""
+        return self.budget > 0 and self.rows > (self.answered_rows or self.budget)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,9 +162,37 @@ class SweepResults:
         return len({trial.cell for trial in self.tested})
 
     @property
+    def lost(self) -> tuple[Trial, ...]:
+        """A trial of each cell that is finished without a result: all of its trainings diverged."""
+        by_cell: dict[str, list[Trial]] = defaultdict(list)
+        for trial in self.trials:
+            by_cell[trial.cell].append(trial)
+        per_cell = self.sweep.trials // max(1, self.sweep.cells)
+        return tuple(
+            trials[0]
+            for trials in by_cell.values()
+            if len(trials) >= per_cell and all(trial.diverged for trial in trials)
+        )
+
+    @property
+    def finished_cells(self) -> int:
+        """Cells that have a result, or will never have one."""
+        return self.cells + len(self.lost)
+
+    @property
     def complete(self) -> bool:
-        """Whether every trial of the grid is there and every cell was tested."""
-        return self.cells >= self.sweep.cells and len(self.trials) >= self.sweep.trials
+        """Whether every trial of the grid is there and every cell was tested, or diverged as a whole."""
+        return self.finished_cells >= self.sweep.cells and len(self.trials) >= self.sweep.trials
+
+    @property
+    def one_rate(self) -> bool:
+        """Whether there was nothing to choose a learning rate from."""
+        return self.sweep.trials_per_cell == 1
+
+    @property
+    def validated(self) -> bool:
+        """Whether anything was held out to choose by."""
+        return any(trial.val_rows for trial in self.trials)
 
 
 def read_sweep(folder: Path) -> SweepResults:
@@ -156,10 +203,21 @@ def read_sweep(folder: Path) -> SweepResults:
         )
     sweep = _read_header(folder / "sweep.json")
     trials = _read_trials(folder / "results.jsonl")
-    results = SweepResults(folder=folder, sweep=sweep, trials=trials)
+    paid = tuple(trial.model_copy(update={"paid": _paid(trial, sweep.ledger)}) for trial in trials)
+    results = SweepResults(folder=folder, sweep=sweep, trials=paid)
+    if trials and len(trials) >= sweep.trials and all(trial.diverged for trial in trials):
+        raise InputError(f"every trial in {folder / 'results.jsonl'} diverged; sweep again with smaller learning rates")
     if not results.tested:
         raise InputError(f"{folder / 'results.jsonl'} holds no tested trial yet; finish a cell of the sweep first")
     return results
+
+
+def _paid(trial: Trial, ledger: LedgerCounts) -> int:
+    """What its answers cost, whether or not its epochs drew them all."""
+    if not trial.charged:
+        return 0
+    run = ledger.runs.get(trial.ledger_run or "")
+    return run.charged if run is not None and ledger.own else trial.budget
 
 
 def _read_header(path: Path) -> Sweep:

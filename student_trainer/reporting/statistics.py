@@ -15,6 +15,9 @@ from student_trainer.reporting.grid import Panel
 LEVEL = 0.05
 """Below it a corrected p counts as a difference."""
 
+ENOUGH_SEEDS = 5
+"""Below it the project's own rules allow no claim."""
+
 EXACT_SEEDS = 12
 """Up to so many seeds all signs are tried."""
 
@@ -53,6 +56,11 @@ class PairResult:
     def shown(self) -> bool:
         """Whether a difference could be shown."""
         return self.p_holm < LEVEL
+
+    @property
+    def claim(self) -> bool:
+        """Whether there are seeds enough to claim what is shown."""
+        return self.test.n >= ENOUGH_SEEDS
 
     def turned(self) -> "PairResult":
         """The same test seen from the second method."""

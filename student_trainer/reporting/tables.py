@@ -13,6 +13,7 @@ from student_trainer.reporting.texts import accuracy_text, calls_text, duration_
 
 COST_HEADINGS = (
     "charged",
+    "consumed",
     "teacher calls",
     "online calls",
     "student forwards",
@@ -39,6 +40,7 @@ LATEX_SPECIAL = str.maketrans(
 def cost_texts(cell: Cell) -> tuple[str, ...]:
     """What a run of this cell cost, under COST_HEADINGS."""
     return (
+        f"{cell.average('paid'):,.0f}",
         f"{cell.average('charged'):,.0f}",
         f"{cell.average('teacher_calls'):,.0f}",
         f"{cell.average('online_calls'):,.0f}",
@@ -66,19 +68,17 @@ def ordered_cells(panel: Panel) -> list[Cell]:
 
 def accuracy_csv(analysis: Analysis) -> str:
     """A line per cell, with everything that was averaged."""
-    counts = ("rows", "answered_rows", "val_rows", "test_rows", "charged", "teacher_calls", "online_calls")
-    costs = ("student_forwards", "epochs", "seconds", "images_per_second")
+    # Beside the ledger's word, "charged", the report calls what a training's line has under it consumed.
+    counts = {name: name for name in ("rows", "answered_rows", "val_rows", "test_rows")}
+    counts |= {"charged": "paid", "consumed": "charged", "teacher_calls": "teacher_calls"}
+    costs = ("online_calls", "student_forwards", "epochs", "seconds", "images_per_second")
     head = ("student", "views", "select", "budget", "loss", "group", "n", "seeds", "lr")
     measured = ("test_accuracy_mean", "test_accuracy_std", "val_accuracy_mean")
-    cells = dict.fromkeys(
-        trials for part in analysis.panels for cell in ordered_cells(part.panel) if (trials := cell.trials)
-    )
+    # With the losses not compared, panels share their references.
+    cells = {cell.trials: cell for part in analysis.panels for cell in ordered_cells(part.panel)}
     lines = []
-    for trials in cells:
-        cell, trial = (
-            Cell(method=trials[0].loss, group=trials[0].group, budget=trials[0].budget, trials=trials),
-            trials[0],
-        )
+    for trials, cell in cells.items():
+        trial = trials[0]
         validated = [trial.val_accuracy for trial in trials if trial.val_accuracy is not None]
         lines.append(
             (
@@ -94,7 +94,7 @@ def accuracy_csv(analysis: Analysis) -> str:
                 cell.mean,
                 "" if cell.std is None else cell.std,
                 sum(validated) / len(validated) if validated else "",
-                *(cell.average(name) for name in counts + costs),
+                *(cell.average(name) for name in (*counts.values(), *costs)),
             )
         )
     return _csv((*head, *measured, *counts, *costs), lines)
@@ -102,7 +102,8 @@ def accuracy_csv(analysis: Analysis) -> str:
 
 def calls_csv(analysis: Analysis) -> str:
     """A line per method and target; ``state`` says whether the number is censored."""
-    head = ("panel", "method", "target", "calls", "state", "low", "high", "uses_teacher", "reduction_percent")
+    measured = ("calls", "state", "low", "high", "uses_teacher", "uses_all_labels", "reduction_percent")
+    head = ("panel", "method", "target", *measured)
     return _csv(head, (_calls_line(reach) for part in analysis.panels for reach in part.reach))
 
 
@@ -200,6 +201,7 @@ def _calls_line(reach: Reach) -> tuple[object, ...]:
         state,
         *ends,
         reach.asks,
+        reach.all_labels,
         "" if reach.reduction is None else reach.reduction,
     )
 

@@ -1,5 +1,6 @@
 """Numbers as a reader sees them, the same in every form of the report."""
 
+from collections.abc import Sequence
 from math import isfinite
 
 from student_trainer.reporting.grid import Cell
@@ -33,6 +34,20 @@ def interval_text(pair: PairResult) -> str:
 def p_text(p: float) -> str:
     """Three digits after the point; below that, that it is below."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict_text(pair: PairResult) -> str:
+    """``better`` or ``worse``; only where that points if there are too few seeds to claim it; or ``not shown``."""
+    if not pair.shown:
+        return "not shown"
+    found = "better" if pair.test.mean > 0 else "worse"
+    return found if pair.claim else f"points to {found}, no claim"
+
+
+def no_claim_text(pairs: Sequence[PairResult]) -> str:
+    """`` (n = 3, no claim)`` where one of the tests has too few seeds; else nothing."""
+    few = [pair.test.n for pair in pairs if not pair.claim]
+    return f" (n = {min(few)}, no claim)" if few else ""
 
 
 def calls_text(reach: Reach) -> str:
