@@ -86,18 +86,19 @@ class Additions:
             database.execute("DELETE FROM caches WHERE id = ?", (addition.index,))
             database.execute("DELETE FROM aliases WHERE place >= ? AND place < ?", (base, base + (1 << SLOT_BITS)))
             database.execute(
-                "INSERT INTO counts SELECT run, ?, attempts, teacher_calls, hits, joined FROM counts WHERE cache = ?"
-                " ON CONFLICT (run, cache) DO UPDATE SET attempts = attempts + excluded.attempts,"
+                "INSERT INTO counts SELECT owner, run, ?, attempts, teacher_calls, hits, joined FROM counts"
+                " WHERE cache = ? ON CONFLICT (owner, run, cache) DO UPDATE SET attempts = attempts + excluded.attempts,"
                 " teacher_calls = teacher_calls + excluded.teacher_calls, hits = hits + excluded.hits,"
                 " joined = joined + excluded.joined",
                 (cache.index, addition.index),
             )
             database.execute("DELETE FROM counts WHERE cache = ?", (addition.index,))
+            database.execute("UPDATE calls SET cache = ? WHERE cache = ?", (cache.index, addition.index))
             charges = database.execute(
-                "SELECT run, cache, chunk, bits FROM charges WHERE cache = ?", (addition.index,)
+                "SELECT owner, run, cache, chunk, bits FROM charges WHERE cache = ?", (addition.index,)
             ).fetchall()
-            # A run that had consumed the answer before is not charged again.
-            moved = [(run, cache.canonical(place - base)) for run, place in read_charges(charges)]
+            # Who had consumed the answer before is not charged again.
+            moved = [(payer, cache.canonical(place - base)) for payer, place in read_charges(charges)]
             database.execute("DELETE FROM charges WHERE cache = ?", (addition.index,))
             add_charges(database, moved)
             arrays = [(str(beside / spec.name), str(group / spec.name)) for spec in addition.specs]

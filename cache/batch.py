@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from cache.encoding import encode_rows
 from cache.handle import CacheHandle
 from cache.layout import AnyArray, ArraySpec, Bytes, companions
+from cache.model_call import ModelCall
+from cache.payer import LOCAL_OWNER
 from cache.reservation import Reservation
 from cache.slot_index import VIEW_SHIFT
 from shared.errors import AnswerError, InputError, OutputNotCachedError, RowRangeError
@@ -29,6 +31,8 @@ class AnswerBatch:
     cache: CacheHandle
     run: str | None
     """Who is charged; None: nobody."""
+    owner: str = LOCAL_OWNER
+    """Whose key asked, charged beside the run."""
     reservation: Reservation | None
     """Pays the calls of every item; None: no calls are counted."""
     keys: Bytes
@@ -49,6 +53,8 @@ class AnswerBatch:
     """(row, view, label, item): more rows that show the pixels of an item of this batch."""
     paid_answers: int | None = None
     """Answers that the reservation pays; None: all items. Others have pixels that were answered already."""
+    call: ModelCall | None = None
+    """The forward pass that brought the answers, for the history; batches of one pass share it. None: not recorded."""
 
     @property
     def calls(self) -> int:

@@ -14,7 +14,7 @@ from cache.answer_source import AnswerBlock
 from cache.batch import MAX_ABS
 from cache.encoding import encode_rows
 from cache.layout import COMPANIONS, ENCODED, UPLOADS, AnyArray, Bytes
-from cache.provenance import TeacherFacts, class_names, describe_teacher, exported_facts
+from cache.provenance import TeacherFacts, class_names, describe_teacher, exported_facts, exported_history
 from cache.records import dataset_from
 from cache.tensor_file import TensorFile
 from shared.descriptions import DatasetDescription
@@ -70,6 +70,8 @@ class BroughtAnswers:
         self._rows = _integers(file, "rows", count=self.num_slots)
         self._views = self._read_views(file, view=view)
         said = exported_facts(file)
+        self.history = exported_history(file)
+        """What the answers were computed with, as far as the file says it."""
         self.teacher = describe_teacher(file, said=said, facts=teacher, outputs=self._outputs)
         self.dtypes = {
             name: said.get("outputs", {}).get(name, {}).get("dtype", dtype) for name in OUTPUTS if name in self._outputs

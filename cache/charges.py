@@ -1,13 +1,32 @@
-"""Which answers each run consumed: one bit per first answer, 8192 slots to a bitmap."""
+"""Which answers each payer consumed: one bit per first answer, 8192 slots to a bitmap."""
 
 import sqlite3
 from collections.abc import Iterable
 
 from cache.layout import BLOCK_SLOTS
 from cache.ledger_schema import SLOT_BITS
+from cache.payer import Payer
 
-BitmapId = tuple[str, int, int]
-"""Run, cache, number of the block of 8192 slots."""
+BlockId = tuple[int, int]
+"""Cache, number of the block of 8192 slots."""
+BitmapId = tuple[Payer, int, int]
+"""Payer, and a `BlockId`."""
+
+
+class Tally:
+    """Distinct answers under one kind of name, whoever else consumed them."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._unions: dict[tuple[str, BlockId], int] = {}
+
+    def add(self, name: str, block: BlockId, bits: int) -> None:
+        """Take on the bits of one block."""
+        before = self._unions.get((name, block), 0)
+        after = before | bits
+        if after != before:
+            self._unions[name, block] = after
+            self.counts[name] = self.counts.get(name, 0) + (after ^ before).bit_count()
 
 
 class Charges:
@@ -16,12 +35,13 @@ class Charges:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._bitmaps: dict[BitmapId, bytearray] = {}
-        self._charged: dict[str, int] = {}
+        self._runs, self._owners = Tally(), Tally()
         self._staged: dict[BitmapId, bytearray] = {}
         self._unwritten: set[BitmapId] = set()
-        for run, cache, chunk, bits in database.execute("SELECT run, cache, chunk, bits FROM charges"):
-            self._bitmaps[run, cache, chunk] = bytearray(bits)
-            self._charged[run] = self._charged.get(run, 0) + int.from_bytes(bits).bit_count()
+        for owner, run, cache, chunk, bits in database.execute("SELECT owner, run, cache, chunk, bits FROM charges"):
+            bitmap_id = (Payer(owner, run), cache, chunk)
+            self._bitmaps[bitmap_id] = bytearray(bits)
+            self._tally(bitmap_id, int.from_bytes(bits, "little"))
 
     @property
     def unwritten(self) -> bool:
@@ -29,23 +49,30 @@ class Charges:
         return bool(self._unwritten)
 
     def charged(self, run: str) -> int:
-        """Distinct answers that a run consumed."""
-        return self._charged.get(run, 0)
+        """Distinct answers that a run consumed, whoever asked under its name."""
+        return self._runs.counts.get(run, 0)
 
-    def note(self, run: str, places: Iterable[int]) -> None:
+    def charged_to_owner(self, owner: str) -> int:
+        """Distinct answers that an owner consumed, under whatever run."""
+        return self._owners.counts.get(owner, 0)
+
+    def note(self, payer: Payer, places: Iterable[int]) -> None:
         """Charge first answers that are committed already; durable with the next transaction."""
+        changed: set[BitmapId] = set()
         for place in places:
-            bitmap_id, byte, bit = _locate(run, place)
+            bitmap_id, byte, bit = _locate(payer, place)
             bitmap = self._bitmaps.setdefault(bitmap_id, bytearray(BLOCK_SLOTS // 8))
             if not bitmap[byte] & bit:
                 bitmap[byte] |= bit
-                self._charged[run] = self.charged(run) + 1
-                self._unwritten.add(bitmap_id)
+                changed.add(bitmap_id)
+        for bitmap_id in changed:
+            self._tally(bitmap_id, int.from_bytes(self._bitmaps[bitmap_id], "little"))
+        self._unwritten |= changed
 
-    def stage(self, run: str, places: Iterable[int]) -> None:
+    def stage(self, payer: Payer, places: Iterable[int]) -> None:
         """Charge first answers that this transaction commits."""
         for place in places:
-            bitmap_id, byte, bit = _locate(run, place)
+            bitmap_id, byte, bit = _locate(payer, place)
             if bitmap_id not in self._staged:
                 self._staged[bitmap_id] = bytearray(self._bitmaps.get(bitmap_id, bytes(BLOCK_SLOTS // 8)))
             self._staged[bitmap_id][byte] |= bit
@@ -54,17 +81,15 @@ class Charges:
         """Within a transaction: write everything staged or waiting."""
         waiting = {bitmap_id: self._bitmaps[bitmap_id] for bitmap_id in self._unwritten} | self._staged
         self._database.executemany(
-            "INSERT OR REPLACE INTO charges VALUES (?, ?, ?, ?)",
-            [(*bitmap_id, bytes(bitmap)) for bitmap_id, bitmap in waiting.items()],
+            "INSERT OR REPLACE INTO charges (owner, run, cache, chunk, bits) VALUES (?, ?, ?, ?, ?)",
+            [(*payer, cache, chunk, bytes(bitmap)) for (payer, cache, chunk), bitmap in waiting.items()],
         )
 
     def apply(self) -> None:
         """The transaction is durable: what was staged is real."""
         for bitmap_id, bitmap in self._staged.items():
-            before = int.from_bytes(self._bitmaps.get(bitmap_id, b"")).bit_count()
-            run = bitmap_id[0]
-            self._charged[run] = self.charged(run) + int.from_bytes(bitmap).bit_count() - before
             self._bitmaps[bitmap_id] = bitmap
+            self._tally(bitmap_id, int.from_bytes(bitmap, "little"))
         self._staged.clear()
         self._unwritten.clear()
 
@@ -72,8 +97,13 @@ class Charges:
         """The transaction failed."""
         self._staged.clear()
 
+    def _tally(self, bitmap_id: BitmapId, bits: int) -> None:
+        (owner, run), cache, chunk = bitmap_id
+        self._runs.add(run, (cache, chunk), bits)
+        self._owners.add(owner, (cache, chunk), bits)
 
-def _locate(run: str, place: int) -> tuple[BitmapId, int, int]:
+
+def _locate(payer: Payer, place: int) -> tuple[BitmapId, int, int]:
     cache, slot = place >> SLOT_BITS, place & ((1 << SLOT_BITS) - 1)
     chunk, offset = divmod(slot, BLOCK_SLOTS)
-    return (run, cache, chunk), offset >> 3, 1 << (offset & 7)
+    return (payer, cache, chunk), offset >> 3, 1 << (offset & 7)

@@ -15,6 +15,7 @@ from cache.backup import back_up
 from cache.brought import BroughtAnswers, DatasetFacts, LabelledDataset
 from cache.export import export_answers
 from cache.fidelity import measure_fidelity
+from cache.history_report import closing_line, describe_history, history_table, plain_rows
 from cache.importing import import_answers
 from cache.info import describe_cache
 from cache.layout import OUTPUT_DTYPES
@@ -77,6 +78,27 @@ def list_caches(path: CachePath = Path(), as_json: AsJson = False) -> None:
         return
     for entry in caches:
         print(f"{entry['teacher']}  {entry['dataset']}  {entry['slots']} answers  {readable_size(entry['bytes'])}")
+
+
+@app.command()
+def history(
+    path: CachePath = Path(),
+    run: Annotated[str | None, typer.Option(help="Only batches of this run.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only the last N rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every batch that a teacher computed: when, for whom, on what, how long; works while a server writes it."""
+    described = describe_history(path, run=run, last=last)
+    console = Console()
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    if console.is_terminal:
+        console.print(history_table(described))
+    else:
+        for line in plain_rows(described):
+            print(line)
+    print(closing_line(described))
 
 
 @app.command()

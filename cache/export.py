@@ -5,17 +5,21 @@ Shape key: S answers.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cache.answer_source import CacheAnswers, slot_ranges
 from cache.catalog import CatalogEntry, read_catalog, select
+from cache.history import summarise_cache
 from cache.info import describe_cache
 from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray
+from cache.ledger_schema import connect_reader, sqlite_errors
 from cache.parquet_file import load_pyarrow, write_parquet
 from cache.reader import CacheReader
 from cache.records import outputs_json
@@ -94,6 +98,7 @@ def _metadata(path: Path, *, entry: CatalogEntry, answers: CacheAnswers) -> dict
         "attempts": described["attempts"],
         "teacher_calls": described["teacher_calls"],
         "imported": entry.attributes.get("imported", []),
+        "history": _history(path, entry=entry),
     }
     return {
         "format": EXPORT_FORMAT,
@@ -101,3 +106,14 @@ def _metadata(path: Path, *, entry: CatalogEntry, answers: CacheAnswers) -> dict
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: json.dumps(value) for name, value in values.items()},
     }
+
+
+def _history(path: Path, *, entry: CatalogEntry) -> list[dict[str, Any]]:
+    """What the answers were computed with, see `summarise_cache`; empty for a copy without its ledger."""
+    database = connect_reader(path) if (path / LEDGER).exists() else None
+    if database is None:
+        return []
+    with closing(database), sqlite_errors(path / LEDGER):
+        query = "SELECT id FROM caches WHERE teacher = ? AND dataset = ?"
+        found = database.execute(query, (entry.teacher.id, entry.dataset.name)).fetchone()
+        return list(summarise_cache(database, cache=found[0])) if found else []

@@ -79,6 +79,7 @@ def _import_into(path: Path, answers: BroughtAnswers, *, file: Path) -> Adopted:
                 begun[-1].detail
                 if begun
                 else {"file": file.name, "sha256": digest, "answers": missing, "finished": False}
+                | ({"history": answers.history} if answers.history else {})
             )
             number = begun[-1].id if begun else None
             if missing and number is None:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.budgets import Budgets
 from cache.catalog import CatalogEntry, read_catalog
+from cache.charges import Charges
+from cache.counts import CountTable, read_counts
+from cache.history import summarise
 from cache.layout import DATA, FORMAT, LEDGER
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.ledger_sums import describe_counts
 from cache.records import outputs_json
 from cache.snapshot import read_snapshot
 from cache.zarr_documents import read_attributes
@@ -27,9 +32,17 @@ class Costs:
     teacher_calls: int
     budgets: dict[str, dict[str, Any]]
     """Per run: budget, attempts, teacher_calls, charged."""
+    owners: dict[str, dict[str, Any]]
+    """The same per key owner, with hits and joined."""
+    history: dict[str, Any] | None
+    """See `summarise`; None without a ledger."""
     caches: Mapping[CacheName, tuple[int, int]]
     """Attempts and teacher calls per cache."""
-    from_ledger: bool
+
+    @property
+    def from_ledger(self) -> bool:
+        """Whether they are what the ledger says now."""
+        return self.history is not None
 
 
 def describe_cache(path: Path) -> dict[str, Any]:
@@ -45,6 +58,8 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "attempts": costs.attempts,
         "teacher_calls": costs.teacher_calls,
         "budgets": costs.budgets,
+        "owners": costs.owners,
+        "history": costs.history,
         "caches": [_describe_entry(path, entry=entry, costs=costs) for entry in entries],
     }
 
@@ -90,48 +105,41 @@ def _read_costs(path: Path, *, entries: list[CatalogEntry]) -> Costs:
 
 
 def _costs_of_ledger(database: sqlite3.Connection) -> Costs:
-    charged: dict[str, int] = {}
-    for run, bits in database.execute("SELECT run, bits FROM charges"):
-        charged[run] = charged.get(run, 0) + int.from_bytes(bits).bit_count()
-    runs = database.execute(
-        "SELECT name, budget, ifnull(sum(attempts), 0), ifnull(sum(teacher_calls), 0)"
-        " FROM runs LEFT JOIN counts ON run = name GROUP BY name ORDER BY name"
-    )
-    budgets = {
-        name: {
-            "budget": budget,
-            "attempts": attempts,
-            "teacher_calls": teacher_calls,
-            "charged": charged.get(name, 0),
-        }
-        for name, budget, attempts, teacher_calls in runs
+    counts = CountTable(read_counts(database))
+    described = describe_counts(counts, budgets=Budgets(database), charges=Charges(database))
+    numbers = database.execute("SELECT teacher, dataset, id FROM caches").fetchall()
+    caches = {
+        (teacher, dataset): (counts.cache(number).attempts, counts.cache(number).teacher_calls)
+        for teacher, dataset, number in numbers
     }
-    caches = database.execute(
-        "SELECT teacher, dataset, ifnull(sum(attempts), 0), ifnull(sum(teacher_calls), 0)"
-        " FROM caches LEFT JOIN counts ON cache = id GROUP BY id"
-    )
-    return Costs(
-        attempts=sum(run["attempts"] for run in budgets.values()),
-        teacher_calls=sum(run["teacher_calls"] for run in budgets.values()),
-        budgets=budgets,
-        caches={(teacher, dataset): (attempts, calls) for teacher, dataset, attempts, calls in caches},
-        from_ledger=True,
-    )
+    return _costs(described, caches=caches, history=summarise(database))
 
 
 def _costs_of_attributes(path: Path, *, entries: list[CatalogEntry]) -> Costs:
-    """What the last fold copied; the remaining budget is left out, it is derived."""
-    ledger = (read_attributes(path / DATA) or {}).get("ledger", {})
+    """What the last fold copied."""
+    caches = {
+        (entry.teacher.id, entry.dataset.name): (entry.attributes["attempts"], entry.attributes["teacher_calls"])
+        for entry in entries
+    }
+    return _costs((read_attributes(path / DATA) or {}).get("ledger", {}), caches=caches, history=None)
+
+
+def _costs(
+    described: Mapping[str, Any], *, caches: Mapping[CacheName, tuple[int, int]], history: dict[str, Any] | None
+) -> Costs:
+    """From what `describe_counts` says; the remaining budgets are left out, they are derived."""
+    runs, owners = (
+        {
+            name: {key: value for key, value in one.items() if key != "remaining"}
+            for name, one in described.get(kind, {}).items()
+        }
+        for kind in ("runs", "owners")
+    )
     return Costs(
-        attempts=ledger.get("attempts", 0),
-        teacher_calls=ledger.get("teacher_calls", 0),
-        budgets={
-            name: {key: value for key, value in run.items() if key != "remaining"}
-            for name, run in ledger.get("runs", {}).items()
-        },
-        caches={
-            (entry.teacher.id, entry.dataset.name): (entry.attributes["attempts"], entry.attributes["teacher_calls"])
-            for entry in entries
-        },
-        from_ledger=False,
+        attempts=described.get("attempts", 0),
+        teacher_calls=described.get("teacher_calls", 0),
+        budgets=runs,
+        owners=owners,
+        history=history,
+        caches=caches,
     )

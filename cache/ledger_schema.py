@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from cache.atomic_file import sync_folder
 from cache.layout import DATA, FORMAT, LEDGER
+from cache.ledger_versions import TABLES, VERSION, migrate, show_as_current
 from shared.errors import CorruptCacheError, DiskFullError, InputError, StorageError, TeachonceError
 
 log = logging.getLogger(__name__)
@@ -28,18 +29,12 @@ CREATE TABLE journal (
     key BLOB NOT NULL, answers BLOB NOT NULL);
 CREATE TABLE aliases (place INTEGER PRIMARY KEY, canonical INTEGER NOT NULL);
 CREATE TABLE runs (name TEXT PRIMARY KEY, budget INTEGER) WITHOUT ROWID;
-CREATE TABLE counts (
-    run TEXT NOT NULL, cache INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-    teacher_calls INTEGER NOT NULL DEFAULT 0, hits INTEGER NOT NULL DEFAULT 0, joined INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (run, cache)) WITHOUT ROWID;
-CREATE TABLE charges (
-    run TEXT NOT NULL, cache INTEGER NOT NULL, chunk INTEGER NOT NULL, bits BLOB NOT NULL,
-    PRIMARY KEY (run, cache, chunk)) WITHOUT ROWID;
 INSERT INTO runs VALUES ('default', NULL);
 INSERT INTO meta VALUES ('budget', NULL);
 """
-"""``aliases`` holds slots whose key this teacher had answered before, with the place of that first answer; ``charges``
-one bit per first answer that a run consumed, 8192 slots to a row."""
+"""``aliases`` holds slots whose key this teacher had answered before, with the place of that first answer. What was
+counted for whom is in the tables of `ledger_versions`: ``charges`` has one bit per first answer that a payer consumed,
+8192 slots to a row, ``calls`` one row per model batch."""
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -91,11 +86,13 @@ def _prepare(database: sqlite3.Connection, *, path: Path) -> None:
     database.execute("PRAGMA synchronous = FULL")
     if empty:
         # One transaction: the ledger of an interrupted first start is empty and made anew.
-        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {TABLES}")
         database.execute("INSERT INTO meta VALUES ('format', ?)", (FORMAT,))
+        database.execute("INSERT INTO meta VALUES ('ledger', ?)", (VERSION,))
         # Tells two ledgers apart, and a copy from a stranger: what was merged once is not counted twice.
         database.execute("INSERT INTO meta VALUES ('id', ?)", (uuid4().hex,))
         database.execute("COMMIT")
+    migrate(database, path=path)
 
 
 def _has_tables(database: sqlite3.Connection) -> bool:
@@ -107,6 +104,7 @@ def _open_reader(uri: str, *, path: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA busy_timeout = 10000")
         check_format(database, path=path)
+        show_as_current(database, path=path)
     except BaseException:
         database.close()
         raise

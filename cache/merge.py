@@ -21,6 +21,7 @@ from cache.lock import WriterLock
 from cache.merged_costs import Added, Costs, add_costs, finish_costs, read_costs
 from cache.reader import CacheReader
 from cache.records import check_same_dataset
+from cache.renumber import Charge
 from cache.staging import staged_folder
 from cache.upkeep import Upkeep, read_upkeep
 from cache.verify import find_damage
@@ -228,21 +229,21 @@ def _digest(part: CacheAnswers, slots: int) -> str:
 
 def _charges_here(
     source: Source, *, writer: CacheWriter, handles: dict[str, CacheHandle], numbers: dict[int, int]
-) -> list[tuple[str, int]]:
-    """(run, place) in the target of everything that a run consumed in the source."""
+) -> list[Charge]:
+    """Places in the target of everything that was consumed in the source, with who consumed it."""
     parts = {source.costs.caches[part.dataset.name]: part for part in source.parts}
     here = []
-    for run, place in source.costs.charges:
+    for payer, place in source.costs.charges:
         cache, slot = place >> SLOT_BITS, place & ((1 << SLOT_BITS) - 1)
         if cache not in parts:
             # Answers that a repair or a removal took: consumed all the same.
-            here.append((run, (numbers[cache] << SLOT_BITS) + slot))
+            here.append((payer, (numbers[cache] << SLOT_BITS) + slot))
             continue
         part = parts[cache]
         key = part.keys(np.array([slot], dtype=np.int64)).tobytes()
         found = writer.find(part.teacher.id, key, cache=handles[part.dataset.name])
         if found is not None:
-            here.append((run, found.number))
+            here.append((payer, found.number))
     return here
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cache.catalog import read_catalog
 from cache.coverage import PLAIN_SHADES, SHADES, CoverageLine, measure_coverage
+from cache.history_report import history_line
 from cache.layout import LEDGER
 from cache.reader import CacheReader
 from shared.sizes import readable_size
@@ -37,6 +38,14 @@ def plain_lines(path: Path, described: Described) -> Iterator[str]:
     for name, *numbers in _runs(described["budgets"]):
         budget, attempts, calls, charged = numbers
         yield f"run {name}: budget {budget}, {attempts} attempts, {calls} teacher calls, {charged} charged"
+    for name, *numbers in _owners(described["owners"]):
+        budget, attempts, calls, hits, joined, charged = numbers
+        yield (
+            f"key owner {name}: budget {budget}, {attempts} attempts, {calls} teacher calls, {hits} hits, "
+            f"{joined} joined, {charged} charged"
+        )
+    if described["history"] is not None:
+        yield f"history: {history_line(described['history'])}"
 
 
 def tables(path: Path, described: Described) -> Iterator[Table]:
@@ -56,6 +65,14 @@ def tables(path: Path, described: Described) -> Iterator[Table]:
     for row in _runs(described["budgets"]):
         runs.add_row(*row)
     yield runs
+    owners = Table("key owner", "budget", "attempts", "teacher calls", "hits", "joined", "charged")
+    for row in _owners(described["owners"]):
+        owners.add_row(*row)
+    yield owners
+    if described["history"] is not None:
+        history = Table(show_header=False)
+        history.add_row("history", history_line(described["history"]))
+        yield history
 
 
 def _properties(path: Path, entry: Described) -> Iterator[tuple[str, str]]:
@@ -84,6 +101,13 @@ def _runs(budgets: Described) -> Iterator[tuple[str, ...]]:
     for name, run in budgets.items():
         budget = "none" if run["budget"] is None else str(run["budget"])
         yield name, budget, str(run["attempts"]), str(run["teacher_calls"]), str(run["charged"])
+
+
+def _owners(owners: Described) -> Iterator[tuple[str, ...]]:
+    counted = ("attempts", "teacher_calls", "hits", "joined", "charged")
+    for name, owner in owners.items():
+        budget = "none" if owner["budget"] is None else str(owner["budget"])
+        yield name, budget, *(str(owner[column]) for column in counted)
 
 
 def _cover(path: Path, entry: Described) -> list[CoverageLine]:

@@ -6,7 +6,9 @@ from threading import RLock
 
 from cache.handle import CacheHandle
 from cache.ledger import Ledger
-from cache.reservation import Reservation
+from cache.model_call import ModelCall
+from cache.payer import LOCAL_OWNER
+from cache.reservation import CallRequest, Reservation
 from cache.reservations import Reservations
 from shared.errors import TeachonceError
 
@@ -26,15 +28,15 @@ class Payments:
         with self._lock:
             yield self._ledger
 
-    def reserve(self, *, run: str, cache: CacheHandle, calls: int) -> Reservation:
+    def reserve(self, *, run: str, cache: CacheHandle, calls: int, owner: str = LOCAL_OWNER) -> Reservation:
         """Durably count ``calls`` attempts, all or none; raises `BudgetExhaustedError`, `UnknownNameError`."""
-        (outcome,) = self.reserve_all([(run, cache, calls)])
+        (outcome,) = self.reserve_all([CallRequest(run=run, owner=owner, cache=cache, calls=calls)])
         if isinstance(outcome, TeachonceError):
             raise outcome
         return outcome
 
-    def reserve_all(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | TeachonceError]:
-        """`reserve` for several (run, cache, calls) in one transaction; errors stand in the place of their request."""
+    def reserve_all(self, requests: Sequence[CallRequest]) -> list[Reservation | TeachonceError]:
+        """`reserve` for several requests in one transaction; errors stand in the place of their request."""
         with self._lock:
             return self._reservations.reserve(requests)
 
@@ -43,10 +45,15 @@ class Payments:
         with self._lock:
             self._reservations.release(reservation, calls=calls)
 
-    def fail(self, reservation: Reservation, *, calls: int) -> None:
-        """Settle calls whose forward started and brought no answer: they stay attempts."""
+    def fail(self, reservation: Reservation, *, calls: int, call: ModelCall | None = None) -> None:
+        """Settle calls whose forward started and brought no answer: they stay attempts.
+
+        ``call``: what the history says about the batch; durable with the next transaction.
+        """
         with self._lock:
             self._reservations.settle(reservation, calls=calls)
+            if call is not None:
+                self._ledger.history.note((call, reservation.payer, reservation.cache.index), images=calls)
 
     def ensure_run(self, name: str, budget: int | None = None) -> None:
         """Create a run; one that exists keeps its counts, and its budget unless another is given."""
@@ -58,10 +65,20 @@ class Payments:
         with self._lock:
             self._ledger.set_budget(run, budget)
 
-    def remaining(self, run: str, budget: int | None = None) -> int | None:
-        """Attempts that a run may still make, were ``budget`` its own; None: as it is. `Ledger.remaining` says more."""
+    def raise_budget(self, run: str, budget: int | None) -> None:
+        """Create a run, or give it a larger budget: one that is larger already stays, and the log says so."""
         with self._lock:
-            return self._ledger.remaining(run, budget=budget)
+            self._ledger.raise_budget(run, budget)
+
+    def set_owner_budget(self, owner: str, budget: int | None) -> None:
+        """Bound the attempts of a key owner under all runs; raises `BudgetConflictError` below what was made."""
+        with self._lock:
+            self._ledger.set_owner_budget(owner, budget)
+
+    def remaining(self, run: str, budget: int | None = None, *, owner: str = LOCAL_OWNER) -> int | None:
+        """Attempts that ``owner`` may still make under a run, were ``budget`` its own; see `Ledger.remaining`."""
+        with self._lock:
+            return self._ledger.remaining(run, budget=budget, owner=owner)
 
     def set_total_budget(self, budget: int | None) -> None:
         """Bound the attempts of all runs together; raises `BudgetConflictError` below what was made already."""

@@ -41,6 +41,15 @@ def exported_facts(file: TensorFile) -> dict[str, Any]:
     return said
 
 
+def exported_history(file: TensorFile) -> list[dict[str, Any]]:
+    """What an export says its answers were computed with, see `cache.history.summarise_cache`; else empty."""
+    try:
+        value = json.loads(file.metadata.get("history", "[]"))
+    except ValueError:
+        return []
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
 def describe_teacher(
     file: TensorFile, *, said: Mapping[str, Any], facts: TeacherFacts, outputs: Mapping[str, AnyArray]
 ) -> TeacherDescription:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from cache.layout import BLOCK_SLOTS
 from cache.ledger_schema import SLOT_BITS
+from cache.payer import Payer
 from cache.upkeep import has_table
 
 Ints = NDArray[np.int64]
-Charge = tuple[str, int]
-"""Run, number of a place."""
+Charge = tuple[Payer, int]
+"""Who consumed an answer, and the number of its place."""
 
 
 def drop_slots(database: sqlite3.Connection, *, cache: int, slots: int, folded: int, kept: Ints) -> int:
@@ -86,37 +87,39 @@ def _widths(database: sqlite3.Connection) -> dict[int, frozenset[tuple[str, str]
 def _move_charges(database: sqlite3.Connection, *, cache: int, moved: Ints, heirs: dict[int, int]) -> None:
     """Bits of slots that moved, to where they are; of slots that go, to their heirs, or to a number of their own."""
     base, grave = cache << SLOT_BITS, unused_number(database) << SLOT_BITS
-    ours = database.execute("SELECT run, cache, chunk, bits FROM charges WHERE cache = ?", (cache,)).fetchall()
+    ours = database.execute("SELECT owner, run, cache, chunk, bits FROM charges WHERE cache = ?", (cache,)).fetchall()
     charges = list(read_charges(ours))
     database.execute("DELETE FROM charges WHERE cache = ?", (cache,))
     after: list[Charge] = []
-    for run, place in charges:
+    for payer, place in charges:
         new = _new(place, base=base, moved=moved)
-        after.append((run, new if new >= 0 else heirs.get(place, grave + place - base)))
+        after.append((payer, new if new >= 0 else heirs.get(place, grave + place - base)))
     add_charges(database, after)
 
 
-def read_charges(rows: Iterable[tuple[str, int, int, bytes]]) -> Iterator[Charge]:
-    """Every (run, place) of rows (run, cache, chunk, bits) of the table."""
-    for run, cache, chunk, bits in rows:
+def read_charges(rows: Iterable[tuple[str, str, int, int, bytes]]) -> Iterator[Charge]:
+    """Every (payer, place) of rows (owner, run, cache, chunk, bits) of the table."""
+    for owner, run, cache, chunk, bits in rows:
+        payer = Payer(owner, run)
         offsets = np.flatnonzero(np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little"))
         base = (cache << SLOT_BITS) + chunk * BLOCK_SLOTS
-        yield from ((run, base + offset) for offset in offsets.tolist())
+        yield from ((payer, base + offset) for offset in offsets.tolist())
 
 
 def add_charges(database: sqlite3.Connection, charges: Iterable[Charge]) -> None:
-    """Within a transaction: charge runs for places."""
-    bitmaps: dict[tuple[str, int, int], list[int]] = {}
-    for run, place in charges:
+    """Within a transaction: charge who consumed them for places."""
+    bitmaps: dict[tuple[str, str, int, int], list[int]] = {}
+    for payer, place in charges:
         chunk, offset = divmod(place & ((1 << SLOT_BITS) - 1), BLOCK_SLOTS)
-        bitmaps.setdefault((run, place >> SLOT_BITS, chunk), []).append(offset)
+        bitmaps.setdefault((*payer, place >> SLOT_BITS, chunk), []).append(offset)
     for bitmap_id, offsets in bitmaps.items():
-        found = database.execute("SELECT bits FROM charges WHERE run = ? AND cache = ? AND chunk = ?", bitmap_id)
+        query = "SELECT bits FROM charges WHERE owner = ? AND run = ? AND cache = ? AND chunk = ?"
+        found = database.execute(query, bitmap_id)
         (old,) = found.fetchone() or (bytes(BLOCK_SLOTS // 8),)
         bits = np.unpackbits(np.frombuffer(old, dtype=np.uint8), bitorder="little")
         bits[offsets] = 1
         packed = np.packbits(bits, bitorder="little").tobytes()
-        database.execute("INSERT OR REPLACE INTO charges VALUES (?, ?, ?, ?)", (*bitmap_id, packed))
+        database.execute("INSERT OR REPLACE INTO charges VALUES (?, ?, ?, ?, ?)", (*bitmap_id, packed))
 
 
 def _move_journal(database: sqlite3.Connection, *, base: int, moved: Ints, folded: int) -> None:

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cache.batch import AnswerBatch
-from cache.handle import CacheHandle
 from cache.ledger import Ledger
-from cache.reservation import Reservation
+from cache.reservation import CallRequest, Reservation
 from shared.errors import InputError, TeachonceError
 
 
@@ -17,16 +16,19 @@ class Reservations:
         self.open_calls = 0
         self._ledger = ledger
 
-    def reserve(self, requests: Sequence[tuple[str, CacheHandle, int]]) -> list[Reservation | TeachonceError]:
-        """Durably reserve (run, cache, calls), each all or none."""
-        if negative := [calls for _, _, calls in requests if calls < 0]:
+    def reserve(self, requests: Sequence[CallRequest]) -> list[Reservation | TeachonceError]:
+        """Durably reserve the calls of each request, all or none."""
+        if negative := [request.calls for request in requests if request.calls < 0]:
             raise InputError(f"cannot reserve {negative[0]} calls")
-        outcomes = self._ledger.reserve([(run, cache.index, calls) for run, cache, calls in requests])
+        outcomes = self._ledger.reserve([(request.payer, request.cache.index, request.calls) for request in requests])
         results: list[Reservation | TeachonceError] = []
-        for (run, cache, calls), error in zip(requests, outcomes, strict=True):
-            if error is None:
-                self.open_calls += calls
-            results.append(error or Reservation(run=run, cache=cache, calls=calls, left=calls))
+        for request, error in zip(requests, outcomes, strict=True):
+            if error is not None:
+                results.append(error)
+                continue
+            calls = request.calls
+            self.open_calls += calls
+            results.append(Reservation(payer=request.payer, cache=request.cache, calls=calls, left=calls))
         return results
 
     def settle(self, reservation: Reservation, *, calls: int) -> None:
@@ -39,7 +41,7 @@ class Reservations:
     def release(self, reservation: Reservation, *, calls: int) -> None:
         """Close calls that were never made: durably no attempts any more."""
         self.settle(reservation, calls=calls)
-        self._ledger.give_back(reservation.run, cache=reservation.cache.index, calls=calls)
+        self._ledger.give_back(reservation.payer, cache=reservation.cache.index, calls=calls)
 
 
 def check_paid(batches: Sequence[AnswerBatch]) -> None:

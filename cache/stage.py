@@ -7,26 +7,34 @@ import sqlite3
 from collections.abc import Sequence
 
 from cache.batch import AnswerBatch
+from cache.counts import CellId
 from cache.handle import CacheHandle, Kind, Place, place_from
+from cache.history import Line
 from cache.journal import insert_entries
 from cache.layout import ArraySpec, Bytes
 from cache.ledger import Ledger
 from cache.opening import Teachers
+from cache.payer import Payer
 from cache.tail import Entry
+
+AliasItem = tuple[int, int, int, Place]
+"""Row, view, label, and the place of an answer to the same pixels."""
 
 
 class Stage:
     """New slots of any caches; what a stage has decided, its later items see."""
 
     def __init__(self, teachers: Teachers) -> None:
-        self.calls: dict[tuple[str, int], int] = {}
-        """Committed calls per (run, cache)."""
+        self.calls: dict[CellId, int] = {}
+        """Committed calls by who paid and for which cache."""
+        self._history: list[tuple[Line, int, int]] = []
+        """What the history is told, with images and answers."""
         self._teachers = teachers
         self._entries: dict[int, list[Entry]] = {}
         self._slots: dict[tuple[int, int, int], int] = {}
         self._keys: dict[tuple[str, bytes], dict[Kind, int]] = {}
         self._aliases: dict[int, int] = {}
-        self._charges: dict[str, list[int]] = {}
+        self._charges: dict[Payer, list[int]] = {}
 
     def add_batch(self, batch: AnswerBatch, answers: Bytes) -> list[Place]:
         """Stage a batch with its packed answers [B, A]; places of its items, then of its aliases."""
@@ -42,17 +50,22 @@ class Stage:
         for row, view, label, at in batch.aliases:
             places.append(self._add_copy(batch.cache, row=row, view=view, label=label, place=places[at]))
         if batch.run is not None:
-            self._charge(batch.run, places)
+            self._charge(Payer(batch.owner, batch.run), places)
             if batch.reservation is not None:
-                owner = (batch.reservation.run, batch.cache.index)
-                self.calls[owner] = self.calls.get(owner, 0) + calls
+                self._pay(batch, payer=batch.reservation.payer, calls=calls)
         return places
 
-    def add_alias(self, cache: CacheHandle, *, run: str, item: tuple[int, int, int, Place]) -> Place:
+    def _pay(self, batch: AnswerBatch, *, payer: Payer, calls: int) -> None:
+        cache = batch.cache.index
+        self.calls[payer, cache] = self.calls.get((payer, cache), 0) + calls
+        if batch.call is not None:
+            self._history.append(((batch.call, payer, cache), batch.calls, calls))
+
+    def add_alias(self, cache: CacheHandle, *, payer: Payer, item: AliasItem) -> Place:
         """Stage a slot of its own for (row, view, label) with the bytes of ``place``."""
         row, view, label, place = item
         alias = self._add_copy(cache, row=row, view=view, label=label, place=place)
-        self._charge(run, [alias])
+        self._charge(payer, [alias])
         return alias
 
     def write(self, database: sqlite3.Connection, *, ledger: Ledger) -> None:
@@ -61,8 +74,10 @@ class Stage:
             insert_entries(database, cache=cache, entries=entries)
         database.executemany("INSERT INTO aliases VALUES (?, ?)", self._aliases.items())
         ledger.write_calls(self.calls)
-        for run, places in self._charges.items():
-            ledger.charges.stage(run, places)
+        for payer, places in self._charges.items():
+            ledger.charges.stage(payer, places)
+        for line, images, answers in self._history:
+            ledger.history.stage(line, images=images, answers=answers)
 
     def apply(self) -> list[CacheHandle]:
         """The transaction is durable: make it real in memory. Returns the caches that grew."""
@@ -164,5 +179,5 @@ class Stage:
             return staged
         return self._teachers.handle(place.cache).canonical(place.slot)
 
-    def _charge(self, run: str, places: Sequence[Place]) -> None:
-        self._charges.setdefault(run, []).extend(self._canonical(place) for place in places)
+    def _charge(self, payer: Payer, places: Sequence[Place]) -> None:
+        self._charges.setdefault(payer, []).extend(self._canonical(place) for place in places)

@@ -26,16 +26,18 @@ from cache.layout import LEDGER, AnyArray, Bytes
 from cache.ledger import Ledger
 from cache.ledger_schema import sqlite_errors
 from cache.lock import WriterLock
+from cache.model_call import ModelCall
 from cache.opening import Teachers, prepare_folder
+from cache.payer import LOCAL_OWNER, Payer
 from cache.payments import Payments
-from cache.reservation import Reservation
+from cache.reservation import CallRequest, Reservation
 from cache.reservations import check_paid
-from cache.stage import Stage
+from cache.stage import AliasItem, Stage
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import DiskFullError
 from shared.outputs import OutputForm
 
-__all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "Place", "Reservation"]
+__all__ = ["AnswerBatch", "CacheHandle", "CacheWriter", "CallRequest", "ModelCall", "Place", "Reservation"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class CacheWriter(Payments):
         self._file_lock = lock
         super().__init__(Ledger(path), lock=RLock())
         self._closed = False
-        self._hits: deque[tuple[str, CacheHandle, Sequence[Place], int]] = deque()
+        self._hits: deque[tuple[Payer, CacheHandle, Sequence[Place], int]] = deque()
         self._last_commit = monotonic()
         try:
             self._teachers = Teachers(path, ledger=self._ledger, lock=self._lock)
@@ -160,6 +162,7 @@ class CacheWriter(Payments):
         labels: Sequence[int] | NDArray[np.int64],
         outputs: Mapping[str, AnyArray],
         aliases: Sequence[tuple[int, int, int, int]] = (),
+        call: ModelCall | None = None,
     ) -> list[Place]:
         """Keep answers [B] durably and settle their calls; see `AnswerBatch` for the arguments. One transaction.
 
@@ -169,6 +172,7 @@ class CacheWriter(Payments):
         batch = AnswerBatch(
             cache=cache,
             run=run,
+            owner=reservation.payer.owner,
             reservation=reservation,
             keys=keys,
             rows=rows,
@@ -176,6 +180,7 @@ class CacheWriter(Payments):
             labels=labels,
             outputs=outputs,
             aliases=aliases,
+            call=call,
         )
         return self.commit_all([batch])[0]
 
@@ -211,13 +216,15 @@ class CacheWriter(Payments):
         )
         return self.commit_all([batch])[0]
 
-    def alias(self, cache: CacheHandle, *, run: str, items: Sequence[tuple[int, int, int, Place]]) -> list[Place]:
+    def alias(
+        self, cache: CacheHandle, *, run: str, items: Sequence[AliasItem], owner: str = LOCAL_OWNER
+    ) -> list[Place]:
         """Slots of their own, with the same bytes and 0 calls, for (row, view, label, place of the same pixels)."""
         check_rows(cache, rows=[row for row, *_ in items], views=[view for _, view, *_ in items])
         with self._lock:
             self._ledger.check_run(run)
             stage = Stage(self._teachers)
-            places = [stage.add_alias(cache, run=run, item=item) for item in items]
+            places = [stage.add_alias(cache, payer=Payer(owner, run), item=item) for item in items]
             grown = self._write(stage)
         self._fold_soon(grown)
         return places
@@ -231,14 +238,16 @@ class CacheWriter(Payments):
         self._ledger.apply_calls(stage.calls)
         return stage.apply()
 
-    def note_hits(self, *, run: str, cache: CacheHandle, places: Sequence[Place], joined: int = 0) -> None:
+    def note_hits(
+        self, *, run: str, cache: CacheHandle, places: Sequence[Place], joined: int = 0, owner: str = LOCAL_OWNER
+    ) -> None:
         """Count answers a run got without a call of its own, ``joined`` of them while they were being computed.
 
         Charges what the run had not consumed yet. Durable with the next transaction, at the latest a second later.
         Waits for nobody: while another thread commits, they are counted when it has.
         """
         self._ledger.check_run(run)
-        self._hits.append((run, cache, places, joined))
+        self._hits.append((Payer(owner, run), cache, places, joined))
         if self._lock.acquire(blocking=False):
             try:
                 self._count_hits()
@@ -248,9 +257,9 @@ class CacheWriter(Payments):
     def _count_hits(self) -> None:
         """Under the lock: what `note_hits` was told since."""
         while self._hits:
-            run, cache, places, joined = self._hits.popleft()
-            self._ledger.note_hits(run, cache=cache.index, hits=len(places) - joined, joined=joined)
-            self._ledger.charges.note(run, self._teachers.canonical(places))
+            payer, cache, places, joined = self._hits.popleft()
+            self._ledger.note_hits(payer, cache=cache.index, hits=len(places) - joined, joined=joined)
+            self._ledger.charges.note(payer, self._teachers.canonical(places))
 
     # Folding
 

@@ -28,6 +28,7 @@ class FakeTeacher:
 
     outputs = ("logits", "features")
     input = None
+    device = "cpu"
 
     def __init__(self, *, classes: int) -> None:
         if not 1 <= classes <= 100_000:

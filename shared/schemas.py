@@ -71,15 +71,25 @@ class RunCounts(BaseModel):
     charged: int
 
 
+class OwnerCounts(RunCounts):
+    """What the owner of a key used, under all runs."""
+
+    hits: int
+    joined: int
+
+
 class LedgerCounts(BaseModel):
     """Everything that was asked of the teacher."""
 
+    budget: int | None = Field(description="most teacher calls of all runs together; null = no limit")
+    remaining: int | None
     attempts: int
     teacher_calls: int
     hits: int
     joined: int
     reserved: int
     runs: dict[str, RunCounts]
+    owners: dict[str, OwnerCounts] = Field(description="by the owner of the key that asked; local = without a key")
 
 
 class ErrorBody(BaseModel):

@@ -48,6 +48,10 @@ class Teacher(Protocol):
     def input(self) -> tuple[int, int] | None:
         """The (H, W) that every image is resized to; None where the network takes any size."""
 
+    @property
+    def device(self) -> str:
+        """What computes, such as ``cpu`` or ``cuda:0 NVIDIA H200``; for the history of calls."""
+
     def answer(
         self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
     ) -> Mapping[str, NDArray[np.float32]]:
@@ -102,6 +106,16 @@ class TorchTeacher:
     def id(self) -> str:
         """``{arch}-{12 hex}``."""
         return self.description.id
+
+    @property
+    def device(self) -> str:
+        """``cpu``, or the CUDA device with its name."""
+        import torch  # imported by now; see __init__
+
+        if self._device.type != "cuda":
+            return str(self._device)
+        index = self._device.index or 0
+        return f"cuda:{index} {torch.cuda.get_device_name(index)}"
 
     def answer(
         self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()

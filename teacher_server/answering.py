@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle, Place, kind_of
+from cache.model_call import ModelCall
+from cache.payer import LOCAL_OWNER, Payer
 from cache.writer import CacheWriter
 from shared.errors import (
     DeadlineError,
@@ -103,22 +105,31 @@ class Answering:
         self._store.close()
 
     async def answer(
-        self, question: Question, *, outputs: Sequence[str], run: str, timeout_s: float | None = None
+        self,
+        question: Question,
+        *,
+        outputs: Sequence[str],
+        run: str,
+        owner: str = LOCAL_OWNER,
+        timeout_s: float | None = None,
     ) -> Answers:
         """Answers to a question, paid by ``run`` where nobody has paid before; all of it durable when it returns.
+
+        ``owner``: whose key asks, counted and bounded beside the run.
 
         Raises `BudgetExhaustedError` before computing anything, `AnswerError` and `TeacherFailedError` after keeping
         what could be kept, `UnavailableError`, `DeadlineError`, and `UnknownNameError` for a run that does not exist.
         """
         check_outputs(outputs, cache=question.cache)
+        payer = Payer(owner, run)
         places = question.cached()
         if None not in places:
             hits = [place for place in places if place is not None]
             got = Got(places=hits, free=hits, new=False)
-            arrays = await self._store.finish(question, got=got, outputs=outputs, run=run)
+            arrays = await self._store.finish(question, got=got, outputs=outputs, payer=payer)
             return Answers(outputs=arrays, cached=np.ones(len(hits), dtype=np.bool_), teacher_calls=0)
         self._check_open()
-        work = asyncio.create_task(self._answer(question, places=places, outputs=outputs, run=run))
+        work = asyncio.create_task(self._answer(question, places=places, outputs=outputs, payer=payer))
         self._work.add(work)
         work.add_done_callback(self._forget)
         try:
@@ -140,7 +151,7 @@ class Answering:
             raise UnavailableError(f"not now: {self.trouble}")
 
     async def _answer(
-        self, question: Question, *, places: list[Place | None], outputs: Sequence[str], run: str
+        self, question: Question, *, places: list[Place | None], outputs: Sequence[str], payer: Payer
     ) -> Answers:
         missing = [index for index, place in enumerate(places) if place is None]
         indices: dict[bytes, list[int]] = {}
@@ -150,7 +161,7 @@ class Answering:
         paid: set[int] = set()
         joined = 0
         while wanted := {key: group[0] for key, group in indices.items() if places[group[0]] is None}:
-            landed = await self._land_all(question, wanted=wanted, run=run)
+            landed = await self._land_all(question, wanted=wanted, payer=payer)
             for key, place in landed.places.items():
                 for index in indices[key]:
                     places[index] = place
@@ -160,16 +171,16 @@ class Answering:
         found = [place for place in places if place is not None]
         free = [place for index, place in enumerate(found) if index not in paid]
         got = Got(places=found, free=free, joined=joined)
-        arrays = await self._store.finish(question, got=got, outputs=outputs, run=run)
+        arrays = await self._store.finish(question, got=got, outputs=outputs, payer=payer)
         calls = len(paid) * question.cache.calls_per_answer
         return Answers(outputs=arrays, cached=cached, teacher_calls=calls, computed=len(paid))
 
-    async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], run: str) -> "Landed":
+    async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], payer: Payer) -> "Landed":
         """One round: join what others compute, claim the rest; keys that another gave up are not in the result."""
         kind = kind_of(question.cache.outputs)
         joined = {key: flight for key in wanted if (flight := self._flights.get((kind, key))) is not None}
         mine = {key: index for key, index in wanted.items() if key not in joined}
-        claimed, found = await self._claim(question, mine=mine, run=run) if mine else ({}, {})
+        claimed, found = await self._claim(question, mine=mine, payer=payer) if mine else ({}, {})
         if flights := [*joined.values(), *claimed.values()]:
             await asyncio.wait(flights)
         places = {key: place for key, flight in [*joined.items(), *claimed.items()] if (place := flight.result())}
@@ -181,7 +192,7 @@ class Answering:
         )
 
     async def _claim(
-        self, question: Question, *, mine: Mapping[bytes, int], run: str
+        self, question: Question, *, mine: Mapping[bytes, int], payer: Payer
     ) -> tuple[dict[bytes, Flight], dict[bytes, Place]]:
         """Take keys on: those that the cache holds after all, and flights of those that are paid for and submitted."""
         if self._flights and len(self._flights) + len(mine) > self._settings.queue_images:
@@ -192,7 +203,7 @@ class Answering:
         flights: dict[bytes, Flight] = {key: loop.create_future() for key in mine}
         self._flights.update({(kind, key): flight for key, flight in flights.items()})
         try:
-            claim = await self._store.claim(question.cache, run=run, keys=list(mine))
+            claim = await self._store.claim(question.cache, payer=payer, keys=list(mine))
             self._disk_full = False
         except DiskFullError:
             self._disk_full = True
@@ -211,7 +222,7 @@ class Answering:
                 self._land((kind, key), self._died_error())
         self._batcher.submit(
             [
-                Item(question=question, index=mine[key], key=key, run=run, reservation=claim.reservation)
+                Item(question=question, index=mine[key], key=key, run=payer.run, reservation=claim.reservation)
                 for key in flights
             ]
         )
@@ -233,21 +244,21 @@ class Answering:
         for item, outcome in zip(items, outcomes, strict=True):
             self._land((kind_of(item.question.cache.outputs), item.key), outcome)
 
-    async def _settle(self, items: list[Item], outputs: Outputs) -> None:
+    async def _settle(self, items: list[Item], outputs: Outputs, call: ModelCall) -> None:
         """Keep a batch's answers, then tell their callers."""
         try:
-            outcomes = await self._store.settle(items, outputs)
+            outcomes = await self._store.settle(items, outputs, call=call)
             self._disk_full = False
         except DiskFullError as error:
             log.error("no room for %d answers: %s", len(items), error)
             self._disk_full = True
-            await self._store.fail(items)
+            await self._store.fail(items, call=call)
             outcomes = [error] * len(items)
         self._land_items(items, outcomes=outcomes)
 
-    async def _fail(self, items: list[Item], error: TeachonceError) -> None:
+    async def _fail(self, items: list[Item], error: TeachonceError, call: ModelCall) -> None:
         """The teacher raised: the attempts stay counted, the callers hear why."""
-        await self._store.fail(items)
+        await self._store.fail(items, call=call)
         self._land_items(items, outcomes=[error] * len(items))
 
     async def _give_up(self, items: list[Item], error: TeachonceError) -> None:

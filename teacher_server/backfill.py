@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cache.batch import AnswerBatch
 from cache.handle import CacheHandle
+from cache.model_call import ModelCall
 from cache.writer import CacheWriter
 from shared.answers import check_answers
 from shared.datasets.base import ImageDataset
@@ -23,6 +24,7 @@ from shared.outputs import beside
 from shared.teacher import Teacher
 from teacher_server.fill import FillCounts
 from teacher_server.questions import Pixels
+from teacher_server.stopwatch import Stopwatch, running_versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -129,14 +131,17 @@ def _answer(
     names = [name for name in addition.outputs if name in beside(addition.outputs)]
     reservation = writer.reserve(run=run, cache=addition, calls=len(asked) * addition.calls_per_answer)
     said: dict[str, NDArray[Any]] = {}
+    call: ModelCall | None = None
     if len(asked):
+        watch = Stopwatch()
         try:
-            said = dict(teacher.answer([images[at] for at in left], names))
+            said = dict(watch.run(teacher.answer, [images[at] for at in left], names))
             called = [f"row {row} of {dataset.name}" for row in part.rows[asked].tolist()]
             check_answers(said, description=teacher.description, names=called)
         except BaseException:
             writer.fail(reservation, calls=reservation.left)
             raise
+        call = watch.call(images=len(asked), device=teacher.device, versions=running_versions(teacher))
     outputs: dict[str, NDArray[Any]] = {}
     for spec in addition.specs:
         if spec.is_output:
@@ -154,6 +159,7 @@ def _answer(
         labels=part.labels,
         outputs=outputs,
         paid_answers=len(asked),
+        call=call,
     )
     writer.commit_all([batch])
     counts.done += len(part.slots)

@@ -14,11 +14,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cache.model_call import ModelCall
 from shared.errors import InputError, TeacherFailedError, TeachonceError
 from shared.teacher import Teacher
 from teacher_server.questions import Pixels, Question
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.settings import AnsweringSettings
+from teacher_server.stopwatch import Stopwatch, running_versions
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,13 @@ class Batcher:
         teacher: Teacher,
         *,
         settings: AnsweringSettings,
-        settle: Callable[[list[Item], Outputs], Awaitable[None]],
-        fail: Callable[[list[Item], TeachonceError], Awaitable[None]],
+        settle: Callable[[list[Item], Outputs, ModelCall], Awaitable[None]],
+        fail: Callable[[list[Item], TeachonceError, ModelCall], Awaitable[None]],
         give_up: Callable[[list[Item], TeachonceError], Awaitable[None]],
     ) -> None:
         """``settle`` gets answers, ``fail`` items whose forward raised, ``give_up`` items whose forward never began."""
         self._teacher = teacher
+        self._device, self._versions = teacher.device, running_versions(teacher)
         self._settings = settings
         self._settle = settle
         self._fail = fail
@@ -156,17 +159,21 @@ class Batcher:
         """The same for images of which the same outputs are kept: what nobody paid for is not computed."""
         loop = asyncio.get_running_loop()
         asked = (batch.images, outputs) if outputs else (batch.images,)
+        watch = Stopwatch()
         try:
-            said = await loop.run_in_executor(self._model_thread, self._teacher.answer, *asked)
+            said = await loop.run_in_executor(self._model_thread, watch.run, self._teacher.answer, *asked)
         # The one broad except of the project: whatever a model raises, the loop must outlive it.
         except Exception as error:
             log.exception("the teacher failed on a batch of %d images", len(batch.items))
-            if isinstance(error, TeachonceError):
-                return self._fail(batch.items, error)
-            kind = type(error).__name__
-            message = f"the teacher raised {kind} on a batch of {len(batch.items)} images; see the server's log"
-            return self._fail(batch.items, TeacherFailedError(message))
-        return self._settle(batch.items, dict(said))
+            if not isinstance(error, TeachonceError):
+                kind = type(error).__name__
+                message = f"the teacher raised {kind} on a batch of {len(batch.items)} images; see the server's log"
+                error = TeacherFailedError(message)
+            return self._fail(batch.items, error, self._call(watch, batch=batch))
+        return self._settle(batch.items, dict(said), self._call(watch, batch=batch))
+
+    def _call(self, watch: Stopwatch, *, batch: Loaded) -> ModelCall:
+        return watch.call(images=len(batch.images), device=self._device, versions=self._versions)
 
 
 async def _one_by_one(left: Sequence[Awaitable[None]]) -> None:

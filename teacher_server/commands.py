@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle
+from cache.payer import LOCAL_OWNER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import BudgetExhaustedError, InputError
@@ -156,9 +157,7 @@ def check_budget(options: FillOptions, *, writer: CacheWriter, needed: int) -> N
     """Raise `BudgetExhaustedError` where the run cannot pay; else give it its budget."""
     remaining = writer.remaining(options.run, options.budget)
     if remaining is not None and needed > remaining:
-        counts = writer.ledger_counts()["runs"][options.run]
-        budget = counts["budget"] if options.budget is None else options.budget
-        raise _exhausted(options.run, counts={**counts, "budget": budget, "remaining": remaining}, needed=needed)
+        raise _exhausted(options, counts=writer.ledger_counts(), needed=needed, remaining=remaining)
     writer.ensure_run(options.run, budget=options.budget)
 
 
@@ -177,15 +176,31 @@ def _count_needed(writer: CacheWriter, *, teacher: Teacher, jobs: list[Job], cac
     )
 
 
-def _exhausted(run: str, *, counts: Mapping[str, Any], needed: int) -> BudgetExhaustedError:
-    total = counts["attempts"] + needed
-    own = counts["budget"] is not None and counts["budget"] < total
-    remedy = f"raise --budget to {total}" if own else "raise what all runs share: teacher-server serve --budget"
+def _exhausted(options: FillOptions, *, counts: Mapping[str, Any], needed: int, remaining: int) -> BudgetExhaustedError:
+    """Names every budget that is too small, by how much, and what ate it where nobody got an answer for it."""
+    run, owner = counts["runs"][options.run], counts["owners"][LOCAL_OWNER]
+    budget = run["budget"] if options.budget is None else options.budget
+    limits = (
+        (budget, run, "raise --budget to {total} ({short} more)"),
+        (owner["budget"], owner, f"raise the budget of the key owner {LOCAL_OWNER} to {{total}} ({{short}} more)"),
+        (
+            counts["budget"],
+            counts,
+            "raise what all runs share to {total} ({short} more): teacher-server serve --budget",
+        ),
+    )
+    remedies = [
+        remedy.format(total=made["attempts"] + needed, short=made["attempts"] + needed - limit)
+        for limit, made, remedy in limits
+        if limit is not None and made["attempts"] + needed > limit
+    ]
+    eaten = run["attempts"] - run["teacher_calls"]
+    lost = f" ({eaten} of its attempts brought no answer: cut off by a crash, or failed)" if eaten else ""
     return BudgetExhaustedError(
-        f"{needed} teacher calls needed, {counts['remaining']} remain for run {run}; nothing was computed: "
-        f"ask for fewer rows, or {remedy}",
+        f"{needed} teacher calls needed, {remaining} remain for run {options.run}{lost}; nothing was computed: "
+        f"ask for fewer rows, or {' and '.join(remedies)}",
         needed=needed,
-        remaining=counts["remaining"],
+        remaining=remaining,
     )
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cache.payer import LOCAL_OWNER
 from shared.errors import (
     InputError,
     SlowBodyError,
@@ -44,7 +45,8 @@ class Guard:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         request_id = _request_id(_values(headers, b"x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
+        # Keys have no names yet: whoever may ask is one owner.
+        scope.setdefault("state", {}).update(request_id=request_id, owner=LOCAL_OWNER)
         body = LimitedBody(receive, max_bytes=self.settings.max_body_bytes, timeout_s=self.settings.body_timeout_s)
 
         async def send_with_id(message: Message) -> None:

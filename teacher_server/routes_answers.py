@@ -97,7 +97,11 @@ async def _answer(
 ) -> Response:
     service = _service(request)
     answers = await service.answering.answer(
-        question, outputs=outputs, run=service.check_run(run), timeout_s=service.settings.deadline_s
+        question,
+        outputs=outputs,
+        run=service.check_run(run),
+        owner=request.state.owner,
+        timeout_s=service.settings.deadline_s,
     )
     return answer_reply(
         answers.outputs,

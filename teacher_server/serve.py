@@ -60,6 +60,7 @@ def serve_until_signal(
 
 def _set_budgets(writer: CacheWriter, budgets: RunBudgets) -> None:
     for name, budget in {DEFAULT_RUN: None, **budgets.runs}.items():
-        writer.ensure_run(name, budget=budget)
+        # A restart must not take back what somebody raised with PUT.
+        writer.raise_budget(name, budget)
     if budgets.whole is not None:
         writer.set_total_budget(budgets.whole)

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 
 from cache.batch import AnswerBatch
 from cache.handle import CacheHandle, Place
-from cache.writer import CacheWriter, Reservation
+from cache.model_call import ModelCall
+from cache.payer import Payer
+from cache.writer import CacheWriter, CallRequest, Reservation
 from shared.answers import check_answers
 from shared.descriptions import TeacherDescription
 from shared.errors import AnswerError, TeachonceError
@@ -59,7 +62,7 @@ class Got:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Asked:
     cache: CacheHandle
-    run: str
+    payer: Payer
     keys: list[bytes]
     claim: "asyncio.Future[Claim]"
 
@@ -81,10 +84,10 @@ class Store:
     async def _on_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    async def claim(self, cache: CacheHandle, *, run: str, keys: list[bytes]) -> Claim:
+    async def claim(self, cache: CacheHandle, *, payer: Payer, keys: list[bytes]) -> Claim:
         """Find keys, and durably reserve calls for all that are missing; `BudgetExhaustedError` reserves none."""
         loop = asyncio.get_running_loop()
-        asked = _Asked(cache=cache, run=run, keys=keys, claim=loop.create_future())
+        asked = _Asked(cache=cache, payer=payer, keys=keys, claim=loop.create_future())
         with self._lock:
             self._asked.append(asked)
             first = len(self._asked) == 1
@@ -114,7 +117,12 @@ class Store:
             for one in asked
         ]
         missing = [
-            (one.run, one.cache, (len(one.keys) - len(places)) * one.cache.calls_per_answer)
+            CallRequest(
+                run=one.payer.run,
+                owner=one.payer.owner,
+                cache=one.cache,
+                calls=(len(one.keys) - len(places)) * one.cache.calls_per_answer,
+            )
             for one, places in zip(asked, found, strict=True)
         ]
         paid = self._writer.reserve_all(missing)
@@ -123,20 +131,20 @@ class Store:
             for outcome, places in zip(paid, found, strict=True)
         ]
 
-    async def settle(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError]:
+    async def settle(self, items: Sequence[Item], outputs: Outputs, *, call: ModelCall) -> list[Place | TeachonceError]:
         """Check and keep a batch's answers; a bad answer is refused alone, its attempt stays counted."""
-        return await self._on_thread(self._settle, items, outputs)
+        return await self._on_thread(self._settle, items, outputs, call)
 
-    def _settle(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError]:
+    def _settle(self, items: Sequence[Item], outputs: Outputs, call: ModelCall) -> list[Place | TeachonceError]:
         outcomes: list[Place | TeachonceError | None] = self._refusals(items, outputs)
         groups = [[index for index in group if outcomes[index] is None] for group in _groups(items)]
         kept = [group for group in groups if group]
-        batches = [self._answer_batch(items, group, outputs=outputs) for group in kept]
+        batches = [self._answer_batch(items, group, outputs=outputs, call=call) for group in kept]
         for group, places in zip(kept, self._writer.commit_all(batches), strict=True):
             for index, place in zip(group, places, strict=True):
                 outcomes[index] = place
         refused = [item for item, outcome in zip(items, outcomes, strict=True) if isinstance(outcome, TeachonceError)]
-        self._per_reservation(refused, self._writer.fail)
+        self._fail(refused, call)
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _refusals(self, items: Sequence[Item], outputs: Outputs) -> list[Place | TeachonceError | None]:
@@ -158,7 +166,9 @@ class Store:
             return error
         return None
 
-    def _answer_batch(self, items: Sequence[Item], group: list[int], *, outputs: Outputs) -> AnswerBatch:
+    def _answer_batch(
+        self, items: Sequence[Item], group: list[int], *, outputs: Outputs, call: ModelCall
+    ) -> AnswerBatch:
         """What one payer gets kept."""
         first = items[group[0]]
         cache = first.question.cache
@@ -167,17 +177,22 @@ class Store:
         return AnswerBatch(
             cache=cache,
             run=first.run,
+            owner=first.reservation.payer.owner,
             reservation=first.reservation,
             keys=np.frombuffer(b"".join(items[index].key for index in group), dtype=np.uint8).reshape(len(group), -1),
             rows=rows,
             views=views,
             labels=labels,
             outputs={name: outputs[name][group] for name in cache.outputs},
+            call=call,
         )
 
-    async def fail(self, items: Sequence[Item]) -> None:
+    async def fail(self, items: Sequence[Item], *, call: ModelCall) -> None:
         """The forward raised: attempts stay counted."""
-        await self._on_thread(self._per_reservation, items, self._writer.fail)
+        await self._on_thread(self._fail, items, call)
+
+    def _fail(self, items: Sequence[Item], call: ModelCall) -> None:
+        self._per_reservation(items, partial(self._writer.fail, call=call))
 
     async def release(self, items: Sequence[Item]) -> None:
         """The forward never began: calls are given back."""
@@ -188,22 +203,22 @@ class Store:
             first = items[group[0]]
             settle(first.reservation, calls=len(group) * first.question.cache.calls_per_answer)
 
-    async def finish(self, question: Question, *, got: Got, outputs: Sequence[str], run: str) -> Outputs:
+    async def finish(self, question: Question, *, got: Got, outputs: Sequence[str], payer: Payer) -> Outputs:
         """Give every row a slot of its own, charge the run, and read the answers as they are kept."""
         if not got.new and len(got.places) <= FEW_IMAGES:
-            return self._finish(question, got, outputs, run)
-        return await self._on_thread(self._finish, question, got, outputs, run)
+            return self._finish(question, got, outputs, payer)
+        return await self._on_thread(self._finish, question, got, outputs, payer)
 
-    def _finish(self, question: Question, got: Got, outputs: Sequence[str], run: str) -> Outputs:
+    def _finish(self, question: Question, got: Got, outputs: Sequence[str], payer: Payer) -> Outputs:
         cache = question.cache
         if got.new:
             own = question.cached()
             known = [(question.number(index), place) for index, place in enumerate(got.places) if own[index] is None]
             items = [(*number, place) for number, place in known if number is not None]
             if items:
-                self._writer.alias(cache, run=run, items=items)
+                self._writer.alias(cache, run=payer.run, owner=payer.owner, items=items)
         if got.free:
-            self._writer.note_hits(run=run, cache=cache, places=got.free, joined=got.joined)
+            self._writer.note_hits(run=payer.run, owner=payer.owner, cache=cache, places=got.free, joined=got.joined)
         if not got.places:
             return {
                 spec.name: np.empty((0, *spec.shape), spec.answer_dtype) for spec in cache.specs if spec.name in outputs

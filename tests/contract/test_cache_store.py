@@ -23,7 +23,7 @@ import zarr
 from cache.epoch import epoch_order
 from cache.info import describe_cache
 from cache.reader import CacheReader
-from cache.writer import AnswerBatch, CacheHandle, CacheWriter, Place
+from cache.writer import AnswerBatch, CacheHandle, CacheWriter, CallRequest, Place
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import (
     AnswerError,
@@ -304,7 +304,9 @@ class TestKeeping:
 
     def test_several_payers_settle_in_one_transaction(self, writer: CacheWriter, train: CacheHandle) -> None:
         writer.ensure_run("other")
-        paid = writer.reserve_all([("default", train, 1), ("other", train, 1), ("nobody", train, 1)])
+        paid = writer.reserve_all(
+            [CallRequest(run=run, cache=train, calls=1) for run in ("default", "other", "nobody")]
+        )
         assert isinstance(paid[2], UnknownNameError)
         batches = [
             AnswerBatch(

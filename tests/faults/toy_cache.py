@@ -12,7 +12,7 @@ import zarr
 
 from cache.info import describe_cache
 from cache.verify import find_damage
-from cache.writer import CacheHandle, CacheWriter
+from cache.writer import CacheHandle, CacheWriter, ModelCall
 from shared.descriptions import DatasetDescription, TeacherDescription
 
 TEACHER = TeacherDescription(
@@ -25,6 +25,7 @@ OTHER = DatasetDescription(
     name="toy/other", rows=30_000, classes=("a", "b", "c", "d"), fingerprint="g", view_policy="crop1"
 )
 BLOCK = 8192
+BEGAN_S = 1_700_000_000
 
 KILLED = r"""
 import os, signal, sqlite3, sys
@@ -121,14 +122,22 @@ def ask(
             commit(writer, cache, batch, run=run, shift=shift)
 
 
-def commit(writer: CacheWriter, cache: CacheHandle, rows: Sequence[int], *, run: str, shift: float = 0.0) -> None:
+def commit(
+    writer: CacheWriter,
+    cache: CacheHandle,
+    rows: Sequence[int],
+    *,
+    run: str,
+    shift: float = 0.0,
+    owner: str = "local",
+) -> None:
     """Calls for the pixels that nobody asked about, a slot of their own for the others."""
     known = {row: place for row in rows if (place := writer.find(TEACHER.id, key_of(row), cache=cache)) is not None}
     if known:
-        writer.alias(cache, run=run, items=[(row, 0, row % 4, place) for row, place in known.items()])
+        writer.alias(cache, run=run, owner=owner, items=[(row, 0, row % 4, place) for row, place in known.items()])
     fresh = [row for row in rows if row not in known]
     if fresh:
-        reservation = writer.reserve(run=run, cache=cache, calls=len(fresh))
+        reservation = writer.reserve(run=run, owner=owner, cache=cache, calls=len(fresh))
         writer.commit(
             cache,
             run=run,
@@ -138,7 +147,13 @@ def commit(writer: CacheWriter, cache: CacheHandle, rows: Sequence[int], *, run:
             views=[0] * len(fresh),
             labels=[row % 4 for row in fresh],
             outputs=said(fresh, shift=shift),
+            call=model_call(len(fresh), began_s=BEGAN_S + fresh[0]),
         )
+
+
+def model_call(images: int, *, began_s: float = BEGAN_S) -> ModelCall:
+    """A batch that took a quarter of a second."""
+    return ModelCall(began_s=began_s, duration_s=0.25, images=images, device="toy", versions={"toylib": "1.0"})
 
 
 def group_of(path: Path, dataset: DatasetDescription = TRAIN) -> Path:

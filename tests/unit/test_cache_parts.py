@@ -26,6 +26,7 @@ from cache.layout import ArraySpec, dataset_folder, output_specs
 from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS
 from cache.lock import WriterLock
+from cache.payer import Payer
 from cache.slot_index import SlotIndex
 from shared.errors import CacheLockedError, CorruptCacheError, DiskFullError, InputError, UnknownNameError
 
@@ -249,12 +250,15 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     WriterLock(tmp_path).release()
 
 
+PAYER = Payer("local", "default")
+
+
 def test_charges_add_up_over_transactions(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for number in range(3):
         with ledger.transaction():
-            ledger.charges.stage("default", [number, 10_000 + number])
-        ledger.charges.note("default", [20 + number, number])
+            ledger.charges.stage(PAYER, [number, 10_000 + number])
+        ledger.charges.note(PAYER, [20 + number, number])
         assert ledger.charges.charged("default") == 3 * (number + 1)
     ledger.close()
     again = Ledger(tmp_path)
@@ -264,13 +268,13 @@ def test_charges_add_up_over_transactions(tmp_path: Path) -> None:
 
 def test_charges_of_a_transaction_that_failed_are_forgotten(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.charges.note("default", [3])
+    ledger.charges.note(PAYER, [3])
     with pytest.raises(KeyboardInterrupt), ledger.transaction():
-        ledger.charges.stage("default", [1, 2, 3])
+        ledger.charges.stage(PAYER, [1, 2, 3])
         raise KeyboardInterrupt
     assert ledger.charges.charged("default") == 1
     with ledger.transaction():
-        ledger.charges.stage("default", [5])
+        ledger.charges.stage(PAYER, [5])
     assert ledger.charges.charged("default") == 2
     ledger.close()
     again = Ledger(tmp_path)

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cache.history_report import describe_history
 from cache.writer import CacheWriter
 from shared.datasets.base import ArrayDataset, SplitFacts
 from shared.errors import (
@@ -379,3 +381,68 @@ def test_a_fill_that_fails_logs_no_traceback_for_every_image(
         bench.run(story)
     gc.collect()
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_every_batch_is_in_the_history_with_what_came_of_it(bench: Bench) -> None:
+    async def story(answering: Answering) -> None:
+        await bench.ask(answering, *range(20, 40))
+        with pytest.raises(AnswerError):
+            await bench.ask(answering, 6, 7)
+        bench.teacher.error = RuntimeError("out of memory")
+        with pytest.raises(TeacherFailedError):
+            await bench.ask(answering, 1, 2, 3)
+        bench.teacher.error = None
+        bench.teacher.may_answer.clear()
+        # Both are in one batch: the teacher is busy with the first.
+        first = asyncio.create_task(bench.ask(answering, 10))
+        await until(lambda: len(bench.teacher.batches) == 5)
+        both = [
+            asyncio.create_task(answering.answer(bench.rows(row), outputs=("logits",), run="default", owner=owner))
+            for row, owner in ((11, "alice"), (12, "bob"), (13, "bob"))
+        ]
+        await until(lambda: answering.waiting_images == 4)
+        bench.teacher.may_answer.set()
+        await asyncio.gather(first, *both)
+
+    bench.run(story)
+    bench.writer.info()  # writes what waits for a transaction
+    counts, described = bench.writer.ledger_counts(), describe_history(bench.writer.path)
+    told = [(call["owner"], call["images"], call["answers"], call["batch_images"]) for call in described["calls"]]
+    assert sorted(told) == [
+        ("alice", 1, 1, 3),
+        ("bob", 2, 2, 3),
+        ("local", 1, 0, 2),
+        ("local", 1, 1, 1),
+        ("local", 1, 1, 2),
+        ("local", 3, 0, 3),
+        ("local", 4, 4, 4),
+        ("local", 16, 16, 16),
+    ]
+    assert described["images"] == counts["attempts"] == 29
+    assert described["answers"] == counts["teacher_calls"] == 25
+    assert described["batches"] == 6
+    assert {call["device"] for call in described["calls"]} == {"cpu"}
+    assert all({"teachonce", "python", "numpy"} <= call["versions"].keys() for call in described["calls"])
+    times = [call["time"] for call in described["calls"]]
+    assert all(abs(time.time() - datetime.fromisoformat(text).timestamp()) < 60 for text in times)
+
+
+def test_the_owner_of_a_key_pays_and_is_bounded(bench: Bench) -> None:
+    bench.writer.set_owner_budget("alice", 2)
+
+    async def story(answering: Answering) -> None:
+        async def ask(*rows: int) -> None:
+            await answering.answer(bench.rows(*rows), outputs=("logits",), run="default", owner="alice")
+
+        await ask(1, 2)
+        with pytest.raises(BudgetExhaustedError, match="key owner alice"):
+            await ask(3)
+        await bench.ask(answering, 3)
+        await ask(3)
+
+    bench.run(story)
+    owners = bench.writer.ledger_counts()["owners"]
+    assert {name: (one["attempts"], one["hits"], one["charged"]) for name, one in owners.items()} == {
+        "alice": (2, 1, 3),
+        "local": (1, 0, 1),
+    }
