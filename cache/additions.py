@@ -87,9 +87,9 @@ class Additions:
             database.execute("DELETE FROM aliases WHERE place >= ? AND place < ?", (base, base + (1 << SLOT_BITS)))
             database.execute(
                 "INSERT INTO counts SELECT owner, run, ?, attempts, teacher_calls, hits, joined FROM counts"
-                " WHERE cache = ? ON CONFLICT (owner, run, cache) DO UPDATE SET attempts = attempts + excluded.attempts,"
-                " teacher_calls = teacher_calls + excluded.teacher_calls, hits = hits + excluded.hits,"
-                " joined = joined + excluded.joined",
+                " WHERE cache = ? ON CONFLICT (owner, run, cache) DO UPDATE SET"
+                " attempts = attempts + excluded.attempts, teacher_calls = teacher_calls + excluded.teacher_calls,"
+                " hits = hits + excluded.hits, joined = joined + excluded.joined",
                 (cache.index, addition.index),
             )
             database.execute("DELETE FROM counts WHERE cache = ?", (addition.index,))

@@ -17,9 +17,10 @@ import numpy as np
 from cache.answer_source import CacheAnswers, slot_ranges
 from cache.catalog import CatalogEntry, read_catalog, select
 from cache.history import summarise_cache
+from cache.history_report import open_history
 from cache.info import describe_cache
 from cache.layout import INDEX_ARRAYS, LEDGER, AnyArray
-from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.ledger_schema import sqlite_errors
 from cache.parquet_file import load_pyarrow, write_parquet
 from cache.reader import CacheReader
 from cache.records import outputs_json
@@ -110,7 +111,7 @@ def _metadata(path: Path, *, entry: CatalogEntry, answers: CacheAnswers) -> dict
 
 def _history(path: Path, *, entry: CatalogEntry) -> list[dict[str, Any]]:
     """What the answers were computed with, see `summarise_cache`; empty for a copy without its ledger."""
-    database = connect_reader(path) if (path / LEDGER).exists() else None
+    database = open_history(path)
     if database is None:
         return []
     with closing(database), sqlite_errors(path / LEDGER):

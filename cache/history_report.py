@@ -1,5 +1,6 @@
 """What ``logit-cache history`` shows: the batches of a cache's teachers as JSON, as a table, as lines."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
+from cache.budgets import Budgets
 from cache.catalog import read_catalog
+from cache.charges import Charges
 from cache.counts import CountTable, read_counts
 from cache.history import LoggedCall, iso_time, read_calls, summarise
 from cache.layout import LEDGER
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.ledger_sums import describe_owners, describe_runs
 from cache.upkeep import read_upkeep
 from shared.errors import InputError, UnknownNameError
 
@@ -27,29 +31,40 @@ def describe_history(path: Path, *, run: str | None = None, last: int | None = N
     """
     # First, so that a folder that is no cache is called so.
     read_catalog(path)
-    database = connect_reader(path) if (path / LEDGER).exists() else None
+    database = open_history(path)
     if database is None:
-        raise InputError(
-            f"{path} has no {LEDGER} that can be read: its history stayed with the cache it was copied from"
-        )
+        raise InputError(f"{path} has no {LEDGER} that can be read: its history stayed where it was copied from")
     with closing(database), sqlite_errors(path / LEDGER):
         database.execute("BEGIN")
-        runs = [name for (name,) in database.execute("SELECT name FROM runs ORDER BY name")]
-        if run is not None and run not in runs:
-            raise UnknownNameError(f"unknown run {run[:80]!r}; {path} knows {', '.join(runs[:20])}")
-        counts = CountTable(read_counts(database))
+        sums = _sums(database)
+        if run is not None and run not in sums["runs"]:
+            raise UnknownNameError(f"unknown run {run[:80]!r}; {path} knows {', '.join(sorted(sums['runs'])[:20])}")
         summary = summarise(database, run=run)
-        attempts = (counts.total if run is None else counts.run(run)).attempts
-        names = dict(database.execute("SELECT id, teacher || '/' || dataset FROM caches").fetchall())
-        gone = {
-            one.cache: f"{one.detail['teacher']}/{one.detail['dataset']}" for one in read_upkeep(database, what="rm")
+        attempts = [one["attempts"] for name, one in sums["runs"].items() if run in (None, name)]
+        names = _names(database)
+        return {
+            **summary,
+            "unrecorded": sum(attempts) - summary["images"],
+            **sums,
+            "calls": [
+                _described(call, cache=names.get(call.cache)) for call in read_calls(database, run=run, last=last)
+            ],
         }
-        calls = read_calls(database, run=run, last=last)
-    return {
-        **summary,
-        "unrecorded": attempts - summary["images"],
-        "calls": [_described(call, cache=(gone | names).get(call.cache)) for call in calls],
-    }
+
+
+def describe_sums(path: Path) -> Described | None:
+    """Sums of the history, and every run and key owner; None for a copy without its ledger."""
+    database = open_history(path)
+    if database is None:
+        return None
+    with closing(database), sqlite_errors(path / LEDGER):
+        database.execute("BEGIN")
+        return {**summarise(database), **_sums(database)}
+
+
+def open_history(path: Path) -> sqlite3.Connection | None:
+    """The ledger of a cache for reading, None where it has none that can be read."""
+    return connect_reader(path) if (path / LEDGER).exists() else None
 
 
 def history_line(summary: Described) -> str:
@@ -86,6 +101,21 @@ def history_table(described: Described) -> Table:
     for call in described["calls"]:
         table.add_row(*_cells(call))
     return table
+
+
+def _sums(database: sqlite3.Connection) -> Described:
+    counts, budgets, charges = CountTable(read_counts(database)), Budgets(database), Charges(database)
+    return {
+        "runs": describe_runs(counts, budgets=budgets, charges=charges),
+        "owners": describe_owners(counts, budgets=budgets, charges=charges),
+    }
+
+
+def _names(database: sqlite3.Connection) -> dict[int | None, str]:
+    """TEACHER/NAME/SPLIT by number, removed caches included."""
+    removed = read_upkeep(database, what="rm")
+    there = database.execute("SELECT id, teacher || '/' || dataset FROM caches").fetchall()
+    return {one.cache: f"{one.detail['teacher']}/{one.detail['dataset']}" for one in removed} | dict(there)
 
 
 def _described(call: LoggedCall, *, cache: str | None) -> Described:

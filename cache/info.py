@@ -12,7 +12,6 @@ from cache.budgets import Budgets
 from cache.catalog import CatalogEntry, read_catalog
 from cache.charges import Charges
 from cache.counts import CountTable, read_counts
-from cache.history import summarise
 from cache.layout import DATA, FORMAT, LEDGER
 from cache.ledger_schema import connect_reader, sqlite_errors
 from cache.ledger_sums import describe_counts
@@ -32,17 +31,9 @@ class Costs:
     teacher_calls: int
     budgets: dict[str, dict[str, Any]]
     """Per run: budget, attempts, teacher_calls, charged."""
-    owners: dict[str, dict[str, Any]]
-    """The same per key owner, with hits and joined."""
-    history: dict[str, Any] | None
-    """See `summarise`; None without a ledger."""
     caches: Mapping[CacheName, tuple[int, int]]
     """Attempts and teacher calls per cache."""
-
-    @property
-    def from_ledger(self) -> bool:
-        """Whether they are what the ledger says now."""
-        return self.history is not None
+    from_ledger: bool
 
 
 def describe_cache(path: Path) -> dict[str, Any]:
@@ -58,8 +49,6 @@ def describe_cache(path: Path) -> dict[str, Any]:
         "attempts": costs.attempts,
         "teacher_calls": costs.teacher_calls,
         "budgets": costs.budgets,
-        "owners": costs.owners,
-        "history": costs.history,
         "caches": [_describe_entry(path, entry=entry, costs=costs) for entry in entries],
     }
 
@@ -112,7 +101,7 @@ def _costs_of_ledger(database: sqlite3.Connection) -> Costs:
         (teacher, dataset): (counts.cache(number).attempts, counts.cache(number).teacher_calls)
         for teacher, dataset, number in numbers
     }
-    return _costs(described, caches=caches, history=summarise(database))
+    return _costs(described, caches=caches, from_ledger=True)
 
 
 def _costs_of_attributes(path: Path, *, entries: list[CatalogEntry]) -> Costs:
@@ -121,25 +110,18 @@ def _costs_of_attributes(path: Path, *, entries: list[CatalogEntry]) -> Costs:
         (entry.teacher.id, entry.dataset.name): (entry.attributes["attempts"], entry.attributes["teacher_calls"])
         for entry in entries
     }
-    return _costs((read_attributes(path / DATA) or {}).get("ledger", {}), caches=caches, history=None)
+    return _costs((read_attributes(path / DATA) or {}).get("ledger", {}), caches=caches, from_ledger=False)
 
 
-def _costs(
-    described: Mapping[str, Any], *, caches: Mapping[CacheName, tuple[int, int]], history: dict[str, Any] | None
-) -> Costs:
+def _costs(described: Mapping[str, Any], *, caches: Mapping[CacheName, tuple[int, int]], from_ledger: bool) -> Costs:
     """From what `describe_counts` says; the remaining budgets are left out, they are derived."""
-    runs, owners = (
-        {
-            name: {key: value for key, value in one.items() if key != "remaining"}
-            for name, one in described.get(kind, {}).items()
-        }
-        for kind in ("runs", "owners")
-    )
     return Costs(
         attempts=described.get("attempts", 0),
         teacher_calls=described.get("teacher_calls", 0),
-        budgets=runs,
-        owners=owners,
-        history=history,
+        budgets={
+            name: {key: value for key, value in run.items() if key != "remaining"}
+            for name, run in described.get("runs", {}).items()
+        },
         caches=caches,
+        from_ledger=from_ledger,
     )

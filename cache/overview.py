@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cache.catalog import read_catalog
 from cache.coverage import PLAIN_SHADES, SHADES, CoverageLine, measure_coverage
-from cache.history_report import history_line
+from cache.history_report import describe_sums, history_line
 from cache.layout import LEDGER
 from cache.reader import CacheReader
 from shared.sizes import readable_size
@@ -38,14 +38,16 @@ def plain_lines(path: Path, described: Described) -> Iterator[str]:
     for name, *numbers in _runs(described["budgets"]):
         budget, attempts, calls, charged = numbers
         yield f"run {name}: budget {budget}, {attempts} attempts, {calls} teacher calls, {charged} charged"
-    for name, *numbers in _owners(described["owners"]):
+    sums = describe_sums(path)
+    if sums is None:
+        return
+    for name, *numbers in _owners(sums["owners"]):
         budget, attempts, calls, hits, joined, charged = numbers
         yield (
             f"key owner {name}: budget {budget}, {attempts} attempts, {calls} teacher calls, {hits} hits, "
             f"{joined} joined, {charged} charged"
         )
-    if described["history"] is not None:
-        yield f"history: {history_line(described['history'])}"
+    yield f"history: {history_line(sums)}"
 
 
 def tables(path: Path, described: Described) -> Iterator[Table]:
@@ -65,14 +67,16 @@ def tables(path: Path, described: Described) -> Iterator[Table]:
     for row in _runs(described["budgets"]):
         runs.add_row(*row)
     yield runs
+    sums = describe_sums(path)
+    if sums is None:
+        return
     owners = Table("key owner", "budget", "attempts", "teacher calls", "hits", "joined", "charged")
-    for row in _owners(described["owners"]):
+    for row in _owners(sums["owners"]):
         owners.add_row(*row)
     yield owners
-    if described["history"] is not None:
-        history = Table(show_header=False)
-        history.add_row("history", history_line(described["history"]))
-        yield history
+    history = Table(show_header=False)
+    history.add_row("history", history_line(sums))
+    yield history
 
 
 def _properties(path: Path, entry: Described) -> Iterator[tuple[str, str]]:

@@ -12,15 +12,16 @@ from bench_turns import Clock, Gather, interval, take_turns
 
 from cache.reader import CacheReader
 
-PEERS = ("tensorstore", "lmdb", "h5py")
+PEERS = {"lmdb": "pip install '.[bench]'", "tensorstore": "pip install tensorstore", "h5py": "pip install h5py"}
+"""Libraries beside ours, with how to get them; the first is what the extra brings."""
 
 
 def peers(folder: Path, *, size: Size, store: Path) -> dict[str, Gather]:
     """Other libraries that are installed, each over its own copy or the same files; the others are named."""
     found: dict[str, Gather] = {}
-    for name in PEERS:
+    for name, remedy in PEERS.items():
         if importlib.util.find_spec(name) is None:
-            print(f"  {name}: skipped, not installed (pip install '.[bench]')")
+            print(f"  {name}: skipped, not installed ({remedy})")
         elif name == "tensorstore":
             import tensorstore
 

@@ -13,8 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache.catalog import read_catalog
+from cache.history_report import describe_history
 from cache.info import describe_cache
 from cache.reader import CacheReader
+from cache.removal import remove
+from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.command import run_command
 from shared.datasets.spec import open_dataset
@@ -57,6 +61,10 @@ def test_a_fill_that_was_killed_goes_on_and_makes_no_committed_call_twice(
     assert after["caches"][0]["folded"] == after["caches"][0]["slots"] == 200
     # Attempts of the batch that the kill interrupted stay counted, and no more than those in flight.
     assert 200 <= after["attempts"] <= 200 + 8 * 4
+    # Every answer is in the history, and nothing that was cut off.
+    described = describe_history(store)
+    assert described["images"] == described["answers"] == 200
+    assert described["unrecorded"] == after["attempts"] - 200
 
 
 def wait_for_slots(store: Path, *, count: int, process: "subprocess.Popen[str]") -> None:
@@ -144,6 +152,25 @@ def test_a_refused_fill_leaves_the_run_the_budget_it_had(
     assert cache_info(tmp_path / "store")["budgets"]["paper"]["budget"] == 12
 
 
+def test_a_fill_on_a_budget_that_a_crash_ate_into_ends_with_3_and_says_by_how_much_to_raise_it(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(store), "--run", "paper")
+    assert fill_in_process(capsys, *options, "--sample", "10", "--budget", "40")[0] == 0
+    with CacheWriter.open(store) as writer:
+        (entry,) = read_catalog(store)
+        # What a crash leaves of a batch of 8.
+        writer.reserve(run="paper", cache=writer.open_cache(entry.teacher, entry.dataset), calls=8)
+    for budget in ((), ("--budget", "40")):
+        code, told = fill_in_process(capsys, *options, *budget)
+        assert code == 3, told
+        assert "30 teacher calls needed, 22 remain for run paper (8 of its attempts brought no answer" in told
+        assert told.endswith("or raise --budget to 48 (8 more)\n")
+    assert fill_in_process(capsys, *options, "--budget", "48")[0] == 0
+    assert cache_info(store)["budgets"]["paper"] == {"budget": 48, "attempts": 48, "teacher_calls": 40, "charged": 40}
+
+
 def test_a_budget_below_the_calls_made_is_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +189,37 @@ def test_answers_that_are_kept_otherwise_are_no_answers_for_a_budget(
     code, told = fill_in_process(capsys, *again, "--budget", "20")
     assert (code, "nothing was computed" in told) == (3, True), told
     assert describe_cache(tmp_path / "store")["budgets"]["b"]["attempts"] == 0
+
+
+def test_what_was_removed_is_asked_again_counted_again_and_bounded(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    options = ("--dataset", f"folder:{pictures}/train", "--cache", str(store), "--run", "paper")
+    assert fill_in_process(capsys, *options, "--budget", "60")[0] == 0
+    (entry,) = describe_cache(store)["caches"]
+    with CacheReader.open(store) as reader:
+        first = reader.gather(range(40))
+    remove(store, what=f"{entry['teacher']}/pictures/train")
+    assert describe_cache(store)["caches"] == []
+    code, told = fill_in_process(capsys, *options)
+    assert (code, "40 teacher calls needed, 20 remain" in told, "to 80 (20 more)" in told) == (3, True, True), told
+    code, told = fill_in_process(capsys, *options, "--sample", "20")
+    assert (code, "20 rows, 20 teacher calls, 0 hits" in told) == (0, True), told
+    code, told = fill_in_process(capsys, *options, "--budget", "80")
+    assert (code, "40 rows, 20 teacher calls, 20 hits" in told) == (0, True), told
+    with CacheReader.open(store) as reader:
+        again = reader.gather(range(40))
+    for name, values in first.items():
+        np.testing.assert_array_equal(again[name], values)
+    described = describe_history(store)
+    assert (described["images"], described["answers"], described["unrecorded"]) == (80, 80, 0)
+    # The batches of what was removed are still told with their names.
+    assert {call["cache"] for call in described["calls"]} == {f"{entry['teacher']}/pictures/train"}
+    paper = described["runs"]["paper"]
+    # What was consumed before it was removed stays charged.
+    assert (paper["attempts"], paper["teacher_calls"], paper["charged"]) == (80, 80, 80)
+    assert list(find_damage(store)) == []
 
 
 def test_a_budget_counts_duplicates_once(run_server_command: Callable, pictures: Path, tmp_path: Path) -> None:

@@ -119,11 +119,12 @@ def test_runs_and_owners_are_counted_apart_and_charged_once_each(store: Path) ->
     }  # fmt: skip
     with CacheWriter.open(store) as writer:
         assert writer.ledger_counts() == before
-    described = describe_cache(store)
-    assert described["owners"]["bob"]["charged"] == 3
+    shown = describe_history(store)
+    assert shown["owners"] == before["owners"]
+    assert (shown["runs"]["study"]["hits"], shown["runs"]["study"]["joined"]) == (2, 1)
     # A copy without the ledger knows what the last fold knew.
-    (store / "ledger.sqlite3").unlink()
-    assert describe_cache(store)["owners"] == described["owners"]
+    root = json.loads((store / "data.zarr" / "zarr.json").read_text())
+    assert root["attributes"]["ledger"]["owners"] == before["owners"]
 
 
 def test_a_budget_is_lowered_or_lifted_only_with_a_word_and_never_by_a_restart(
@@ -255,23 +256,25 @@ def test_a_former_ledger_is_read_as_it_is_and_brought_up_by_its_next_writer(form
         "default": {"budget": None, "attempts": 0, "teacher_calls": 0, "charged": 1},
         "study": {"budget": 10, "attempts": 8, "teacher_calls": 6, "charged": 6},
     }
-    local = {"budget": None, "attempts": 8, "teacher_calls": 6, "hits": 1, "joined": 0, "charged": 6}
-    described = describe_cache(former)
-    assert (described["budgets"], described["owners"]) == (budgets, {"local": local})
+    local = {
+        "budget": None, "remaining": None, "attempts": 8, "teacher_calls": 6, "hits": 1, "joined": 0, "charged": 6
+    }  # fmt: skip
+    assert describe_cache(former)["budgets"] == budgets
+    assert describe_history(former)["owners"] == {"local": local}
     assert (describe_history(former)["calls"], describe_history(former)["unrecorded"]) == ([], 8)
     back_up(former, tmp_path / "copy")
     merge_caches([former], tmp_path / "merged")
     assert (former / "ledger.sqlite3").read_bytes() == ledger
     for copy in ("copy", "merged"):
         assert describe_cache(tmp_path / copy)["budgets"] == budgets
-        assert describe_cache(tmp_path / copy)["owners"]["local"] == local
+        assert describe_history(tmp_path / copy)["owners"]["local"]["charged"] == 6
     with CacheWriter.open(former) as writer:
         commit(writer, writer.open_cache(TEACHER, TRAIN), [7, 8], run="study")
         with pytest.raises(BudgetExhaustedError):
             writer.reserve(run="study", cache=writer.open_cache(TEACHER, TRAIN), calls=1)
-    described = describe_cache(former)
-    assert described["budgets"]["study"] == {"budget": 10, "attempts": 10, "teacher_calls": 8, "charged": 8}
-    assert (described["owners"]["local"]["charged"], described["history"]["images"]) == (8, 2)
+    described = describe_history(former)
+    assert described["runs"]["study"]["charged"] == described["owners"]["local"]["charged"] == 8
+    assert (described["images"], described["unrecorded"]) == (2, 8)
     assert logit_cache("verify", former).endswith("is sound\n")
 
 
@@ -288,10 +291,10 @@ def test_a_merge_of_a_ledger_that_was_merged_when_it_was_older_adds_only_what_is
     with CacheWriter.open(former) as writer:
         commit(writer, writer.open_cache(TEACHER, TRAIN), [7], run="default")
     merge_caches([former], target)
-    described = describe_cache(target)
-    assert (described["attempts"], described["teacher_calls"]) == (9, 7)
-    assert described["owners"]["local"]["attempts"] == 9
-    assert described["history"]["images"] == 1
+    described = describe_history(target)
+    local = described["owners"]["local"]
+    assert (local["attempts"], local["teacher_calls"], local["charged"]) == (9, 7, 7)
+    assert described["images"] == 1
 
 
 def test_a_migration_that_is_cut_off_leaves_the_former_ledger(former: Path, tmp_path: Path) -> None:
