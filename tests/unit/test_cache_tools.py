@@ -139,7 +139,7 @@ def test_a_file_of_somebody_else_is_kept_under_a_teacher_that_never_ran_here(tmp
 def test_a_merge_carries_owners_budgets_and_history_and_counts_them_once(tmp_path: Path) -> None:
     one = fill(tmp_path / "one", range(4), owner="alice")
     two = fill(tmp_path / "two", range(2, 6), owner="bob")
-    for path, owner, budget in ((one, "alice", 10), (two, "alice", 3), (two, "bob", 5)):
+    for path, owner, budget in ((one, "alice", 10), (two, "alice", 3), (two, "bob", 6)):
         with CacheWriter.open(path) as writer:
             writer.set_owner_budget(owner, budget)
     target = tmp_path / "target"
@@ -149,7 +149,7 @@ def test_a_merge_carries_owners_budgets_and_history_and_counts_them_once(tmp_pat
     owners = describe_history(target)["owners"]
     assert {name: (of["budget"], of["attempts"], of["charged"]) for name, of in owners.items()} == {
         "alice": (13, 4, 4),
-        "bob": (5, 4, 4),
+        "bob": (6, 4, 4),
         "local": (None, 0, 0),
     }
     fill(two, range(6, 8), owner="bob")
