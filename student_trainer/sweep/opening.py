@@ -1,6 +1,8 @@
 """A recipe held against its data set, losses and students: what a user can get wrong is found before any work."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +38,6 @@ class Plan:
 
 def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
     """Open and check what the recipe names; raises InputError and its kinds, with the cell they are about."""
-    # What a recipe leaves without effect in one loss (a cache for ce) is meant for another.
-    logging.getLogger("student_trainer").setLevel(logging.ERROR)
     cache = recipe.teacher.cache or out / "cache"
     train_set, test_set = open_data(
         TrainConfig(
@@ -67,8 +67,9 @@ def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
     for select in recipe.select:
         if select not in STRATEGIES:
             raise UnknownNameError(f"select: unknown selection {select!r}; known: {', '.join(STRATEGIES)}")
-    for cell in grid.cells:
-        _check_cell(cell, setting=setting, dataset=train_set)
+    with _without_warnings():
+        for cell in grid.cells:
+            _check_cell(cell, setting=setting, dataset=train_set)
     for spec in recipe.students:
         _check_student(spec, recipe=recipe, dataset=train_set)
     return Plan(grid=grid, setting=setting, train_set=train_set, test_set=test_set)
@@ -81,6 +82,18 @@ def _check_teacher(recipe: Recipe) -> None:
             f"teacher.weights: there is no file {weights}; give the teacher's weights with --weights FILE,"
             " or leave weights out and train a teacher with teacher.train"
         )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What a recipe leaves without effect in one loss (a cache for ce) is meant for another."""
+    logger = logging.getLogger("student_trainer")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset) -> None:

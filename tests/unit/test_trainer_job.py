@@ -30,7 +30,7 @@ def config(**changes: object) -> TrainConfig:
 def test_an_option_without_effect_is_warned_of(
     changes: dict[str, object], ignored: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="student_trainer.job"):
+    with caplog.at_level(logging.WARNING, logger="student_trainer"):
         read_objective(config(**changes))
     assert [record.getMessage().split()[0] for record in caplog.records] == ignored
 
