@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cache.catalog import read_catalog, select
 from cache.constants import read_constants
-from cache.epoch import epoch_order, epoch_slices
+from cache.epoch import epoch_order, epoch_slices, window_slots
 from cache.layout import AnyArray, Bytes, forms_of
 from cache.placement import ORDERS, Order
 from cache.sameness import KeyedDataset, check_same_images
@@ -215,14 +215,16 @@ class CacheReader:
             raise InputError(f"batches of {batch} answers; use 1 or more")
         names, now = self._named(outputs), self._now
         slots = self._slots(rows, view=view)
-        visited = epoch_order(slots, order=self.order, seed=seed)
+        window = window_slots(sum(spec.slot_bytes for spec in now.specs.values() if spec.is_output))
+        visited = epoch_order(slots, order=self.order, window=window, seed=seed)
         slots = slots[visited]
 
         def will_need(soon: Ints) -> None:
             for name in names:
                 now.will_need(name, soon)
 
-        for piece in epoch_slices(slots, batch=batch, order=self.order, will_need=None if now.fits else will_need):
+        told = None if now.fits else will_need
+        for piece in epoch_slices(slots, batch=batch, order=self.order, window=window, will_need=told):
             yield visited[piece], {name: now.answers(name, slots[piece]) for name in names}
 
     def _named(self, outputs: Sequence[str] | str | None) -> Sequence[str]:

@@ -873,7 +873,7 @@ class TestReading:
 
     def test_a_window_holds_neighbours_in_another_order(self) -> None:
         slots = np.random.default_rng(0).permutation(200_000)
-        visited = slots[epoch_order(slots, order="window", seed=0)]
+        visited = slots[epoch_order(slots, order="window", window=65_536, seed=0)]
         window = np.sort(visited[:65_536])
         assert len(np.flatnonzero(np.diff(window) > 1)) < 512, "a window is made of whole blocks"
         assert window[-1] - window[0] > 150_000, "from all over the cache"
