@@ -1,7 +1,7 @@
 """How fast a cache reads and writes, side by side with NumPy, np.memmap, zarr-python and LMDB (pip install '.[bench]').
 
     python benchmarks/cache.py [--sizes 50000x100xfloat32,200000x1000xfloat16] [--batches 64,256,1024] [--rounds 15]
-        [--only gather,open,write,memory] [--open-slots 50000,1280000] [--clock wall|cpu]
+        [--only gather,epoch,open,write,memory] [--open-slots 50000,1280000] [--clock wall|cpu]
 
 Sides take turns in an order that changes from round to round, on the same rows; ratios are taken within a round, and
 printed as median [95 % bootstrap interval]. tensorstore and h5py take part where they are installed. The default takes

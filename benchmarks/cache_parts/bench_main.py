@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import zarr
+from bench_epoch import measure_epoch
 from bench_gather import measure_gather
 from bench_memory import measure_memory
 from bench_open import measure_open
@@ -23,7 +24,7 @@ def main(description: str) -> None:
     parser.add_argument("--batches", default="64,256,1024")
     parser.add_argument("--open-slots", default="50000,1280000")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="gather,open,write,memory")
+    parser.add_argument("--only", default="gather,epoch,open,write,memory")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: where others use the machine too")
     options = parser.parse_args()
     clock = CLOCKS[options.clock]
@@ -37,6 +38,9 @@ def main(description: str) -> None:
         for text in options.sizes.split(","):
             batches = [int(batch) for batch in options.batches.split(",")]
             measure_gather(Size.read(text), batches=batches, rounds=options.rounds, clock=clock)
+    if "epoch" in chosen:
+        for text in options.sizes.split(","):
+            measure_epoch(Size.read(text), rounds=options.rounds)
     if "open" in chosen:
         measure_open([int(slots) for slots in options.open_slots.split(",")], rounds=options.rounds, clock=clock)
     if "write" in chosen:
