@@ -191,5 +191,5 @@ def _zarr_errors(folder: Path) -> Iterator[None]:
     """What Zarr and its codecs say about documents and chunks that they cannot make sense of."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError) as error:
         raise CorruptCacheError(f"Zarr cannot read {folder} ({error}): restore it from a copy of the cache") from error

@@ -15,6 +15,8 @@ GROUP_LEVELS = 3
 """Teacher, data set, split; below them are arrays."""
 LAYOUT = ("chunk_grid", "chunk_key_encoding", "codecs")
 """What another tool may have rewritten an array with."""
+EXTENSION_KEYS = {"name", "configuration", "must_understand"}
+"""Of a part of a layout, in Zarr v3."""
 
 
 def find_document_damage(root: Path) -> Iterator[str]:
@@ -58,4 +60,15 @@ def _is_plausible_array(document: dict[str, Any], folder: Path) -> bool:
         own = array_document(spec, slots=length)
     except (KeyError, TypeError, ValueError):
         return False
-    return document == own or any(document.get(part) != own[part] for part in LAYOUT)
+    if document == own:
+        return True
+    # Another layout is no damage; names that Zarr does not know, and leaves out of account, are.
+    layout = [document.get(part) for part in LAYOUT]
+    return layout != [own[part] for part in LAYOUT] and all(_is_known(part) for part in layout)
+
+
+def _is_known(part: object) -> bool:
+    """Whether part of a layout, or each of its codecs, says nothing but what the Zarr specification has a name for."""
+    if isinstance(part, list):
+        return all(_is_known(one) for one in part)
+    return isinstance(part, str) or (isinstance(part, dict) and part.keys() <= EXTENSION_KEYS)
