@@ -8,9 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from shared.schemas import ErrorBody
-from shared.wire import CONTENT_TYPE
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+REFERENCE = "#/components/schemas/{model}"
 ALWAYS = (400, 401, 500)
 """Any request may carry a wrong host or key, or meet our own mistake."""
 ANSWERING = (402, 404, 408, 413, 415, 503, 504, 507)
@@ -22,18 +22,24 @@ def documented(
     *,
     errors: Sequence[int] = (),
     body: Mapping[str, Any] | None = None,
-    binary: bool = False,
+    binary: str | None = None,
     query: Sequence[str] = (),
+    headers: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Keyword arguments of a route decorator; ``body`` maps content types to schemas, ``query`` names parameters."""
+    """Keyword arguments of a route decorator.
+
+    ``body`` maps content types to schemas, ``binary`` is the content type of an answer that is not JSON, ``query`` and
+    ``headers`` name parameters.
+    """
     success: dict[str, Any] = {"description": "OK"} if answer is None else {"model": answer}
-    if binary:
-        success["content"] = {CONTENT_TYPE: BINARY}
+    if binary is not None:
+        success["content"] = {binary: BINARY}
     extra: dict[str, Any] = {}
     if body is not None:
         extra["requestBody"] = {"required": True, "content": dict(body)}
-    if query:
-        extra["parameters"] = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in query]
+    if query or headers:
+        named = [(name, "query") for name in query] + [(name, "header") for name in headers]
+        extra["parameters"] = [{"name": name, "in": place, "schema": {"type": "string"}} for name, place in named]
     return {
         "response_model": None,
         "responses": {200: success} | {status: {"model": ErrorBody} for status in sorted({*ALWAYS, *errors})},
@@ -43,7 +49,7 @@ def documented(
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """A body of JSON that follows ``model``."""
-    return {"application/json": {"schema": model.model_json_schema()}}
+    return {"application/json": {"schema": model.model_json_schema(ref_template=REFERENCE)}}
 
 
 def reference(app: FastAPI) -> dict[str, Any]:
@@ -52,6 +58,9 @@ def reference(app: FastAPI) -> dict[str, Any]:
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                # What a body's model is made of is looked up there.
+                document["components"]["schemas"] |= content["schema"].get("$defs", {})
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

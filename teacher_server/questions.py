@@ -5,17 +5,28 @@ Shape key: B images of one question, H height, W width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle, Place
 from shared.datasets.base import ImageDataset
+from shared.errors import InputError, TooLargeError
 from shared.identity import KEY_BYTES, pixel_key
+from shared.pixels import MAX_PIXELS
 from shared.views import check_view
 
 Pixels = NDArray[np.uint8]
+
+
+def image_list(images: NDArray[Any], *, name: str) -> list[Pixels]:
+    """The images of a tensor that a caller brought; raises `InputError` and `TooLargeError` for anything else."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise InputError(f"{name!r} must be uint8 [B, H, W, 3]; got {images.dtype} {list(images.shape)}")
+    if images.shape[1] * images.shape[2] > MAX_PIXELS:
+        raise TooLargeError(f"images of {images.shape[1]} x {images.shape[2]} pixels; at most {MAX_PIXELS} in one")
+    return list(images)
 
 
 class Question(Protocol):

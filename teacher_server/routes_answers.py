@@ -7,15 +7,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import TypedDict
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from shared.errors import InputError, MissingRowsError, TooLargeError
-from shared.pixels import MAX_PIXELS, decode_image
+from shared.errors import InputError, MissingRowsError
+from shared.pixels import decode_image
 from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
 from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
-from teacher_server.questions import Pixels, Question
+from teacher_server.questions import Pixels, Question, image_list
 from teacher_server.reading import expect_type, read_integer, read_json, read_query
 from teacher_server.replies import answer_reply
 from teacher_server.service import DEFAULT_RUN, Service
@@ -32,12 +31,14 @@ class OutputsAndRun(TypedDict):
     run: str
 
 
-@router.post("/logits", **documented(LogitsAnswer, errors=ANSWERING, body=json_body(LogitsRequest), binary=True))
+@router.post(
+    "/logits", **documented(LogitsAnswer, errors=ANSWERING, body=json_body(LogitsRequest), binary=CONTENT_TYPE)
+)
 async def ask_rows(request: Request) -> Response:
     """Answers for rows of a data set; rows that nobody has paid for are computed, kept, and charged to the run."""
     service = _service(request)
     asked = await read_json(request, model=LogitsRequest)
-    _check_count(len(asked.rows), service=service)
+    service.check_count(len(asked.rows))
     question = service.rows(asked.dataset, rows=asked.rows, view=asked.view)
     fields = {"dataset": asked.dataset, "rows": asked.rows, "view": asked.view}
     return await _answer(request, question=question, outputs=asked.outputs, run=asked.run, fields=fields)
@@ -45,7 +46,7 @@ async def ask_rows(request: Request) -> Response:
 
 @router.get(
     "/logits/{dataset}/{split}/{row}",
-    **documented(LogitsAnswer, errors=(404, 503), binary=True, query=("view", "outputs", "run")),
+    **documented(LogitsAnswer, errors=(404, 503), binary=CONTENT_TYPE, query=("view", "outputs", "run")),
 )
 async def read_row(request: Request, dataset: str, split: str, row: str) -> Response:
     """One cached row; never calls the teacher, so a link costs nothing."""
@@ -68,7 +69,7 @@ async def read_row(request: Request, dataset: str, split: str, row: str) -> Resp
         ImagesAnswer,
         errors=ANSWERING,
         body=dict.fromkeys((*IMAGE_TYPES, CONTENT_TYPE), BINARY),
-        binary=True,
+        binary=CONTENT_TYPE,
         query=("outputs", "run"),
     ),
 )
@@ -85,7 +86,7 @@ async def ask_images(request: Request) -> Response:
         images = await asyncio.to_thread(_unpack_images, body)
     else:
         images = [await asyncio.to_thread(decode_image, body)]
-    _check_count(len(images), service=service)
+    service.check_count(len(images))
     question = await service.images(images)
     keys = [key.hex() for key in question.keys(range(len(images)))]
     fields = {"dataset": question.cache.dataset.name, "rows": list(range(len(images))), "view": 0, "keys": keys}
@@ -121,20 +122,9 @@ def _outputs_and_run(query: Mapping[str, str]) -> OutputsAndRun:
     return {"outputs": query.get("outputs", "logits").split(","), "run": query.get("run", DEFAULT_RUN)}
 
 
-def _check_count(count: int, *, service: Service) -> None:
-    if count > service.settings.images_per_request:
-        limit = service.settings.images_per_request
-        raise TooLargeError(f"{count} images in one request; send at most {limit} at a time")
-
-
 def _unpack_images(body: bytes) -> list[Pixels]:
     """The images of a safetensors body; raises `InputError` for anything but one tensor of pixels."""
     tensors, _ = unpack_tensors(body)
     if set(tensors) != {"images"}:
         raise InputError(f"expected one tensor named 'images', got {', '.join(sorted(tensors))[:160] or 'none'}")
-    images = tensors["images"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-        raise InputError(f"'images' must be uint8 [B, H, W, 3]; got {images.dtype} {list(images.shape)}")
-    if images.shape[1] * images.shape[2] > MAX_PIXELS:
-        raise TooLargeError(f"images of {images.shape[1]} x {images.shape[2]} pixels; at most {MAX_PIXELS} in one")
-    return list(images)
+    return image_list(tensors["images"], name="images")

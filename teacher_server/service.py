@@ -10,7 +10,7 @@ from cache.layout import UPLOADS as UPLOADS_NAME
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.descriptions import DatasetDescription
-from shared.errors import InputError, UnknownNameError
+from shared.errors import InputError, TooLargeError, UnknownNameError
 from shared.identity import NAME_PATTERN, pixel_keys
 from shared.outputs import CONSTANTS, OutputForm, beside, check_offered
 from shared.pixels import DECODER
@@ -67,6 +67,12 @@ class Service:
             self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS, image=partial(_first, images))
         keys = await asyncio.to_thread(pixel_keys, images)
         return ImagesQuestion(cache=self._caches[UPLOADS.name], images=images, known_keys=keys)
+
+    def check_count(self, count: int) -> None:
+        """Raise `TooLargeError` for more images than one request may have."""
+        limit = self.settings.images_per_request
+        if count > limit:
+            raise TooLargeError(f"{count} images in one request; send at most {limit} at a time")
 
     def check_run(self, name: str) -> str:
         """``name`` if the run exists; raises `UnknownNameError`."""
