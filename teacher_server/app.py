@@ -14,6 +14,8 @@ from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
 from teacher_server.guard import Guard
+from teacher_server.oip_routes import router as model_router
+from teacher_server.oip_routes import server_router
 from teacher_server.openapi import reference
 from teacher_server.replies import JsonReply, error_reply, plain_error
 from teacher_server.routes_answers import router as answers_router
@@ -57,6 +59,8 @@ def create_app(
     app.state.service = service
     app.include_router(answers_router)
     app.include_router(state_router)
+    app.include_router(server_router)
+    app.include_router(model_router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
     app.exception_handler(TeachonceError)(_expected)

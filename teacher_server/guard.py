@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Answered without a key: probes carry none."""
+COMPRESSED_PATHS = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+"""Routes that inflate a body themselves, within the limit of a plain one."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HOST_PATTERN = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?$")
 REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -72,7 +74,7 @@ class Guard:
         self._check_host(_values(headers, b"host"))
         if path not in OPEN_PATHS:
             self._check_key(_values(headers, b"authorization"))
-        self._check_body_headers(headers)
+        self._check_body_headers(path, headers=headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:
         match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
@@ -92,9 +94,9 @@ class Guard:
         if scheme.lower() != b"bearer" or not is_known_key(token.strip(), digests=self.settings.key_digests):
             raise UnauthorizedError("no known API key; send one header: Authorization: Bearer KEY")
 
-    def _check_body_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_body_headers(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
-        if encodings:
+        if encodings and not COMPRESSED_PATHS.fullmatch(path):
             raise _unsupported_encoding(encodings)
         for value in _values(headers, b"content-length"):
             if value.isdigit() and int(value) > self.settings.max_body_bytes:

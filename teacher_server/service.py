@@ -74,6 +74,19 @@ class Service:
         if count > limit:
             raise TooLargeError(f"{count} images in one request; send at most {limit} at a time")
 
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What is kept for one image, by name; -1 where data sets differ."""
+        specs = [spec for cache in self._caches.values() for spec in cache.specs if spec.is_output]
+        if not specs:
+            about = self.teacher.description
+            widths = {"logits": about.classes, "features": about.features}
+            return {name: (width,) for name, width in widths.items() if width}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for spec in specs:
+            known = shapes.setdefault(spec.name, spec.shape)
+            shapes[spec.name] = tuple(a if a == b else -1 for a, b in zip(known, spec.shape, strict=True))
+        return shapes
+
     def check_run(self, name: str) -> str:
         """``name`` if the run exists; raises `UnknownNameError`."""
         if name not in self._runs:

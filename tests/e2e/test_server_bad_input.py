@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -238,7 +239,10 @@ def test_a_request_id_is_echoed_only_where_it_is_harmless(server: Any) -> None:
 
 
 def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) -> None:
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert {"InferAnswer", "InputTensor"} <= named <= set(document["components"]["schemas"])
+    paths = document["paths"]
     assert set(paths) == {
         "/healthz",
         "/readyz",
@@ -248,10 +252,18 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
         "/v1/logits",
         "/v1/logits/{dataset}/{split}/{row}",
         "/v1/runs/{name}",
+        "/v2",
         "/v2/health/live",
         "/v2/health/ready",
+        "/v2/models/{model}",
+        "/v2/models/{model}/infer",
+        "/v2/models/{model}/ready",
+        "/v2/models/{model}/versions/{version}",
+        "/v2/models/{model}/versions/{version}/infer",
+        "/v2/models/{model}/versions/{version}/ready",
     }
     asking = {"200", "400", "401", "402", "404", "408", "413", "415", "500", "503", "504", "507"}
     assert set(paths["/v1/logits"]["post"]["responses"]) == asking
     assert set(paths["/v1/images"]["post"]["responses"]) == asking
+    assert set(paths["/v2/models/{model}/versions/{version}/infer"]["post"]["responses"]) == asking
     assert "422" not in json.dumps(paths)

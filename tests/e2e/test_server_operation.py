@@ -31,7 +31,15 @@ def test_only_a_key_from_the_file_may_ask(launch_server: Callable, tmp_path: Pat
         {"authorization": "Bearer \xe4".encode("latin-1")},
         [("authorization", f"Bearer {made[0]}"), ("authorization", f"Bearer {made[0]}")],
     ]
-    for path in ("/v1/ledger", "/v1/cache", "/openapi.json", "/v1/nothing", "/healthz/../v1/ledger"):
+    for path in (
+        "/v1/ledger",
+        "/v1/cache",
+        "/openapi.json",
+        "/v1/nothing",
+        "/healthz/../v1/ledger",
+        "/v2",
+        "/v2/models/x/infer",
+    ):
         for headers in wrong:
             refused = httpx.get(server.url + path, headers=headers)
             assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized"), (path, headers)
