@@ -281,6 +281,8 @@ BAD: dict[str, tuple[tuple[bytes, dict[str, str]], int, str]] = {
     "bytes without the header": ((binary(IMAGE, bytes(12))[0], {}), 400, "JSON"),
     "one byte short": (binary(IMAGE, bytes(11)), 400, "takes 12 bytes"),
     "one byte long": (binary(IMAGE, bytes(13)), 400, "takes 12 bytes"),
+    "fewer bytes than said": (binary(IMAGE, bytes(11), size=12), 400, "11 bytes follow"),
+    "more bytes than said": (binary(IMAGE, bytes(13), size=12), 400, "13 bytes follow"),
     "a size that is no number": (binary(IMAGE, bytes(12), size="12"), 400, "binary_data_size"),
     "a size below zero": (binary(IMAGE, bytes(12), size=-1), 400, "binary_data_size"),
     "a size that is true": (binary(IMAGE, bytes(12), size=True), 400, "binary_data_size"),
