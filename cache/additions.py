@@ -7,13 +7,14 @@ survives a crash and is not asked again. One transaction joins both. Shape key: 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 
 from cache.constants import write_constants
 from cache.folding import Folding
 from cache.handle import CacheHandle
-from cache.layout import ADDING, AnyArray, formed_specs, kept_arrays
+from cache.layout import ADDING, AnyArray, ArraySpec, formed_specs, kept_arrays
 from cache.ledger import Ledger, dump
 from cache.ledger_schema import SLOT_BITS
 from cache.moves import STAGING, finish_moves, plan_moves
@@ -27,13 +28,15 @@ from shared.outputs import OutputForm
 
 
 class Additions:
-    """For the one thread of a command that adds outputs: nobody else uses the writer meanwhile."""
+    """For a command that adds outputs; what folds and flushes in another thread waits meanwhile."""
 
-    def __init__(self, path: Path, *, teachers: Teachers, ledger: Ledger, folding: Folding) -> None:
+    def __init__(self, path: Path, *, teachers: Teachers, ledger: Ledger, folding: Folding, lock: RLock) -> None:
+        """``lock`` is the writer's."""
         self._path = path
         self._teachers = teachers
         self._ledger = ledger
         self._folding = folding
+        self._lock = lock
 
     def keep_constants(self, teacher: str, arrays: Mapping[str, AnyArray]) -> None:
         """Keep what a teacher says once for all images, beside its caches."""
@@ -56,7 +59,10 @@ class Additions:
 
         Raises `InputError` where other outputs are being added already, `IdentityError` where slots have changed since.
         """
-        specs = formed_specs(outputs, forms=forms)
+        with self._folding.turn, self._lock:
+            return self._open(cache, formed_specs(outputs, forms=forms))
+
+    def _open(self, cache: CacheHandle, specs: tuple[ArraySpec, ...]) -> CacheHandle:
         name = cache.dataset.name + ADDING
         known = self._teachers.known(cache.teacher.id, name)
         if known is None:
@@ -72,8 +78,13 @@ class Additions:
 
     def join(self, cache: CacheHandle, addition: CacheHandle) -> None:
         """Make the outputs those of the cache, with what they cost; both handles are of no use afterwards."""
-        self._folding.fold(cache)
-        self._folding.fold(addition)
+        with self._folding.turn:
+            self._folding.fold(cache)
+            self._folding.fold(addition)
+            with self._lock:
+                self._join(cache, addition)
+
+    def _join(self, cache: CacheHandle, addition: CacheHandle) -> None:
         self._check_same_slots(cache, addition)
         if cache.num_slots != addition.num_slots:
             raise InputError(f"{addition.num_slots} of {cache.num_slots} slots have the new outputs: add the others")

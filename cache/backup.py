@@ -11,6 +11,7 @@ from cache.constants import copy_constants
 from cache.layout import INDEX_ARRAYS, LEDGER, ArraySpec
 from cache.ledger import Ledger
 from cache.ledger_schema import connect_reader, sqlite_errors
+from cache.moves import pending_moves
 from cache.publish import cache_documents, ledger_documents, write_documents
 from cache.records import CacheRecord, read_records
 from cache.staging import staged_folder
@@ -36,6 +37,11 @@ def back_up(path: Path, target: Path) -> None:
     with staged_folder(target) as folder:
         _copy_ledger(path, folder)
         with closing(Ledger(folder)) as ledger:
+            if pending_moves(ledger.database):
+                raise InputError(
+                    f"files of {path} are being moved (by logit-cache or fill --add-outputs, perhaps one that was"
+                    f" killed): try again when that is done; logit-cache fold {path} finishes what was killed"
+                )
             for record in read_records(ledger.database):
                 _copy_data(path, folder, record=record)
                 write_documents(cache_documents(folder, record=record, folded=record.folded, ledger=ledger))

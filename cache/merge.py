@@ -182,7 +182,10 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
             for note in read_upkeep(ledger.database, what="merge")
             if source.costs.ledger and note.detail["ledger"] == source.costs.ledger
         ]
-        before = _merged_before(source, notes=same)
+        # Notes from before they named their teacher may be about any.
+        teacher = source.parts[0].teacher.id
+        of_teacher = [note for note in same if note.detail.get("teacher", teacher) == teacher]
+        before = _merged_before(source, notes=of_teacher)
         note, numbers, added = add_costs(
             ledger,
             source.costs,
@@ -191,6 +194,7 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
             missing=missing,
             contents=contents,
             before=before,
+            budgets_before=same[-1] if same else None,
         )
     adopted = [adopt_answers(handles[part.dataset.name], writer=writer, source=part) for part in source.parts]
     charges = _charges_here(source, writer=writer, handles=handles, numbers=numbers)
@@ -201,7 +205,7 @@ def _bring(source: Source, *, writer: CacheWriter) -> Merged:
         new=sum(one.new for one in adopted),
         known=sum(one.known for one in adopted),
         added=added,
-        notes=(*added.notes, *([SEPARATE_WAYS] if same and before is None else [])),
+        notes=(*added.notes, *([SEPARATE_WAYS] if of_teacher and before is None else [])),
     )
 
 

@@ -25,6 +25,8 @@ class Costs:
 
     ledger: str | None
     """Its id; None for one from before ledgers had any."""
+    teacher: str
+    """Id of the teacher."""
     runs: dict[str, int | None]
     """Budgets by run."""
     owners: dict[str, int | None]
@@ -68,6 +70,7 @@ def read_costs(path: Path, *, teacher: str) -> Costs:
         charges = database.execute("SELECT owner, run, cache, chunk, bits FROM charges")
         return Costs(
             ledger=identity[0] if identity else None,
+            teacher=teacher,
             runs=dict(database.execute("SELECT name, budget FROM runs").fetchall()),
             owners=dict.fromkeys((payer.owner for payer, _ in cells), None)
             | dict(database.execute("SELECT name, budget FROM owners").fetchall()),
@@ -88,16 +91,22 @@ def add_costs(
     missing: Mapping[int, int],
     contents: Mapping[str, dict[str, Any]],
     before: Upkeep | None,
+    budgets_before: Upkeep | None,
 ) -> tuple[int, dict[int, int], Added]:
     """Count in ``ledger`` what ``costs`` has more than when its ledger was merged ``before``, in one transaction.
 
     ``numbers`` are the caches here by their numbers there, ``missing`` the answers that these lack, ``contents`` what
     identifies their answers. Returns the number of the note, for `finish_costs`, and the numbers that caches there,
-    removed ones too, have here.
+    removed ones too, have here. Counts are those of one teacher, and so is ``before``; budgets are those of runs and
+    key owners, whatever they asked: what they brought is in the last note of any teacher, ``budgets_before``.
     """
     known: dict[str, Any] = before.detail if before else {"numbers": {}, "counts": [], "budgets": {}, "imports": 0}
-    # Notes from before there were owners and a history have none.
-    calls_known, owners_known = known.get("calls", 0), known.get("owner_budgets", {})
+    bounded: dict[str, Any] = budgets_before.detail if budgets_before else {"budgets": {}, "counts": []}
+    # Notes from before there were owners and a history have none: all were local, and brought their attempts.
+    calls_known = known.get("calls", 0)
+    owners_known = bounded.get("owner_budgets")
+    if owners_known is None:
+        owners_known = {LOCAL_OWNER: sum(cell[2] for cell in bounded["counts"])} if bounded["counts"] else {}
     ours = {int(there): here for there, here in known["numbers"].items()} | dict(numbers)
     with ledger.transaction() as database:
         unused = unused_number(database)
@@ -107,7 +116,7 @@ def add_costs(
         more = {cell: _difference(counts, old.get(cell, Counts())) for cell, counts in costs.counts.items()}
         attempts = sum(counts.attempts for counts in more.values())
         notes = [
-            *_merge_budgets(ledger, RUNS, costs=costs, known=known["budgets"]),
+            *_merge_budgets(ledger, RUNS, costs=costs, known=bounded["budgets"]),
             *_merge_budgets(ledger, OWNERS, costs=costs, known=owners_known),
             *_grow_total(database, attempts=attempts),
         ]
@@ -130,6 +139,7 @@ def add_costs(
         detail = {
             "source": str(source),
             "ledger": costs.ledger,
+            "teacher": costs.teacher,
             "numbers": {str(there): here for there, here in ours.items()},
             "counts": [[run, cache, *counts.values, owner] for ((owner, run), cache), counts in costs.counts.items()],
             "budgets": {run: RUNS.contribution(costs, run) for run in costs.runs},

@@ -13,7 +13,7 @@ class ModelCall:
     duration_s: float
     """How long the model took, failed calls included."""
     images: int
-    """Images of the whole batch, whoever asked for them."""
+    """Images of the whole batch, whoever asked for them; where input gradients are kept, an image is two."""
     device: str
     """Such as ``cpu`` or ``cuda:0``."""
     versions: Mapping[str, str]

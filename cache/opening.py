@@ -10,7 +10,7 @@ import numpy as np
 from cache.atomic_file import make_folders
 from cache.encoding import decode_rows
 from cache.fold import recover_block
-from cache.handle import CacheHandle, Kind, Place, place_from
+from cache.handle import CacheHandle, Kind, Place, kind_of, place_from
 from cache.journal import folded_entry, forget_entries, read_entries
 from cache.key_index import KeyIndex
 from cache.layout import (
@@ -31,7 +31,7 @@ from cache.ledger import Ledger
 from cache.ledger_schema import SLOT_BITS, sqlite_errors
 from cache.moves import finish_moves
 from cache.publish import publish, publish_ledger
-from cache.records import CacheRecord, check_same_dataset, insert_record, read_records
+from cache.records import CacheRecord, check_same_dataset, insert_record, outputs_json, read_records
 from cache.zarr_documents import array_document, read_attributes, read_document
 from shared.descriptions import DatasetDescription, TeacherDescription
 from shared.errors import CorruptCacheError, InputError
@@ -232,7 +232,8 @@ class Teachers:
             documents = {spec: read_document(folder / spec.name) for spec in (*record.specs, *INDEX_ARRAYS)}
         except CorruptCacheError:
             return True
-        return attributes.get("slots") != record.folded or any(
+        described = (attributes.get("slots"), attributes.get("outputs"))
+        return described != (record.folded, outputs_json(record.specs)) or any(
             document != array_document(spec, slots=record.folded) for spec, document in documents.items()
         )
 
@@ -241,15 +242,20 @@ class Teachers:
         if teacher_id in self._keys:
             return
         kinds: dict[Kind, KeyIndex] = {}
-        for record in self._records.values():
-            if record.teacher.id == teacher_id:
-                with sqlite_errors(self._path / LEDGER):
-                    handle = self._load(record)
-                index = kinds.setdefault(handle.kind, KeyIndex(self._key_of))
-                for first_slot, keys in handle.all_keys():
-                    index.extend(
-                        keys, base=handle.index << SLOT_BITS, first_slot=first_slot, without=handle.aliases.keys()
-                    )
+        records = [record for record in self._records.values() if record.teacher.id == teacher_id]
+        kept = {record.id: _kind(record) for record in records}
+        for record in records:
+            with sqlite_errors(self._path / LEDGER):
+                handle = self._load(record)
+            index = kinds.setdefault(handle.kind, KeyIndex(self._key_of))
+            # An alias is found where its first answer is, unless outputs were added to this cache and not to that one.
+            without = {
+                slot
+                for slot, canonical in handle.aliases.items()
+                if kept.get(canonical >> SLOT_BITS, frozenset()) >= handle.kind
+            }
+            for first_slot, keys in handle.all_keys():
+                index.extend(keys, base=handle.index << SLOT_BITS, first_slot=first_slot, without=without)
         self._keys[teacher_id] = kinds
 
     def _load(self, record: CacheRecord) -> CacheHandle:
@@ -284,6 +290,10 @@ class Teachers:
         )
         self._handles[record.id] = handle
         return handle
+
+
+def _kind(record: CacheRecord) -> Kind:
+    return kind_of({spec.name: spec.dtype for spec in record.specs if spec.is_output})
 
 
 def _listed(outputs: Mapping[str, str]) -> str:

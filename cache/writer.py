@@ -63,7 +63,9 @@ class CacheWriter(Payments):
             self._ledger.database.close()
             raise
         self._folding = Folding(path, teachers=self._teachers, ledger=self._ledger, lock=self._lock)
-        self.additions = Additions(path, teachers=self._teachers, ledger=self._ledger, folding=self._folding)
+        self.additions = Additions(
+            path, teachers=self._teachers, ledger=self._ledger, folding=self._folding, lock=self._lock
+        )
         """Outputs that caches get after they were made."""
         self._housekeeping = Housekeeping(self._tidy)
 

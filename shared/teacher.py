@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -100,6 +101,8 @@ class TorchTeacher:
         self.input = preprocessing.output_size
         self.description = _describe(network, precision=precision)
         self._recorder: MapRecorder | None = None
+        # Maps are recorded by hooks on the one network: a forward pass of another thread would be recorded as well.
+        self._turn = Lock()
         self._forms: dict[tuple[int, int], dict[str, OutputForm]] = {}
 
     @property
@@ -121,6 +124,10 @@ class TorchTeacher:
         self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
     ) -> dict[str, NDArray[np.float32]]:
         """See `Teacher`; raises `InputError` for images whose sizes give an output different shapes."""
+        with self._turn:
+            return self._answer(images, outputs)
+
+    def _answer(self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         prepared = self._network.preprocessing.resized(images)
         answers = {
             "logits": np.empty((len(prepared), self.description.classes), dtype=np.float32),
@@ -142,9 +149,10 @@ class TorchTeacher:
 
     def forms(self, size: tuple[int, int]) -> dict[str, OutputForm]:
         """See `Teacher`. Tried on a blank image the first time: that is no call, nothing is learned about any image."""
-        if size not in self._forms:
-            self._forms[size] = self._find_forms(size)
-        return self._forms[size]
+        with self._turn:
+            if size not in self._forms:
+                self._forms[size] = self._find_forms(size)
+            return self._forms[size]
 
     def _find_forms(self, size: tuple[int, int]) -> dict[str, OutputForm]:
         import torch  # imported by now; see __init__
@@ -177,7 +185,8 @@ class TorchTeacher:
         }
         height, width = self.input or wrapped.head.image_size or (32, 32)
         images = self._normalised(np.zeros((1, height, width, 3), dtype=np.uint8))
-        found |= {f"margins.{number}": margin for number, margin in self._maps().margins(images).items()}
+        with self._turn:
+            found |= {f"margins.{number}": margin for number, margin in self._maps().margins(images).items()}
         return {name: tensor.detach().float().cpu().numpy() for name, tensor in found.items()}
 
     def _maps(self) -> MapRecorder:

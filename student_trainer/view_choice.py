@@ -70,6 +70,13 @@ def chosen_views(
                 "--image-size changes the pixels that views are cut from: use --student-views fresh or clean, or views"
                 f" of --view-policy rrc:size={config.image_size}"
             )
+    if policy is not None and policy.kind == "rrc" and policy.size and config.image_size is None:
+        shown = student_views == "fresh" or (student_views == "same" and views != (0,))
+        if shown and dataset.image(0).shape[:2] != (policy.size, policy.size):
+            raise InputError(
+                f"views of {dataset.view_policy} are {policy.size} pixels wide and the images are not: give"
+                f" --image-size {policy.size}"
+            )
     sees_others = student_views == "fresh" or (student_views == "clean" and views != (0,))
     if policy is not None and policy.mixes and uses_teacher and sees_others:
         raise InputError(

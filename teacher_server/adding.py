@@ -4,13 +4,15 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 
+import numpy as np
+
 from cache.handle import CacheHandle
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, check_offered
 from shared.teacher import Teacher
-from teacher_server.backfill import backfill, unanswered_keys
+from teacher_server.backfill import backfill, check_size, unanswered_keys
 from teacher_server.commands import FillOptions, check_budget, open_jobs, summary
 from teacher_server.fill import FillCounts
 from teacher_server.opening import open_teacher
@@ -71,7 +73,18 @@ def _begin(
     height, width, _ = dataset.image(0).shape
     forms = teacher.forms((height, width))
     check_offered(new, offered=forms, teacher=teacher.description.id)
-    return cache, writer.additions.open(cache, new, forms)
+    addition = writer.additions.open(cache, new, forms)
+    # Views of a random policy may all have another size than the images: found before the first call.
+    for slot in _first_of_each_kind(cache):
+        row, view = (int(cache.take(name, np.array([slot]))[0]) for name in ("rows", "views"))
+        check_size(dataset.rendered(row, view), row=row, view=view, addition=addition)
+    return cache, addition
+
+
+def _first_of_each_kind(cache: CacheHandle) -> list[int]:
+    """The first slot of view 0, and the first of another view."""
+    views = cache.take("views", np.arange(cache.num_slots))
+    return [int(found[0]) for found in (np.flatnonzero(views == 0), np.flatnonzero(views != 0)) if len(found)]
 
 
 def new_outputs(added: Mapping[str, str], *, kept: Mapping[str, str], dataset: str) -> dict[str, str]:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from cache.batch import AnswerBatch
 from cache.handle import CacheHandle
+from cache.layout import ADDING
 from cache.model_call import ModelCall
 from cache.writer import CacheWriter
 from shared.answers import check_answers
 from shared.datasets.base import ImageDataset
-from shared.errors import IdentityError
+from shared.errors import AnswerError, IdentityError, InputError, TeacherFailedError, TeachonceError
 from shared.identity import pixel_keys
 from shared.outputs import beside
 from shared.teacher import Teacher
@@ -68,7 +69,7 @@ def backfill(
         ahead: tuple[_Part, Future[list[Pixels]]] | None = None
         for slots in _slots(addition.num_slots, cache.num_slots, size=batch_images):
             part = _part(writer, cache, addition, slots=slots)
-            loading = loader.submit(_load, dataset, part)
+            loading = loader.submit(_load, dataset, part, addition=addition)
             if ahead is not None:
                 _answer(writer, teacher, dataset, addition, ahead, run=run, counts=counts)
                 progress(counts)
@@ -96,10 +97,31 @@ def _part(writer: CacheWriter, cache: CacheHandle, addition: CacheHandle, *, slo
     return _Part(slots=slots, rows=rows, views=views, labels=labels, keys=keys, asked=np.array(asked, dtype=np.int64))
 
 
-def _load(dataset: ImageDataset, part: _Part) -> list[Pixels]:
+def check_size(pixels: Pixels, *, row: int, view: int, addition: CacheHandle) -> None:
+    """Raise `InputError` for an image of another size than the one that gives the new outputs their shape."""
+    size = addition.image_size
+    if size is not None and pixels.shape[:2] != size:
+        raise InputError(
+            f"row {row} view {view} of {addition.dataset.name.removesuffix(ADDING)} is {pixels.shape[0]} x"
+            f" {pixels.shape[1]} pixels, and what is to be added has the shape that {size[0]} x {size[1]} give: such"
+            " outputs cannot be added to answers about images of several sizes"
+        )
+
+
+def _check_shapes(said: dict[str, NDArray[Any]], *, addition: CacheHandle) -> None:
+    for spec in addition.specs:
+        if spec.is_output and said[spec.name].shape[1:] != spec.shape:
+            raise AnswerError(
+                f"the teacher gave {spec.name} of shape {list(said[spec.name].shape[1:])}, not {list(spec.shape)}"
+            )
+
+
+def _load(dataset: ImageDataset, part: _Part, *, addition: CacheHandle) -> list[Pixels]:
     """Pixels of the images asked about, each held to the key that was answered."""
     places = list(zip(part.rows[part.asked].tolist(), part.views[part.asked].tolist(), strict=True))
     images = [dataset.rendered(row, view) for row, view in places]
+    for (row, view), image in zip(places, images, strict=True):
+        check_size(image, row=row, view=view, addition=addition)
     wrong = np.flatnonzero((pixel_keys(images) != part.keys[part.asked]).any(axis=1))
     if len(wrong):
         row, view = places[int(wrong[0])]
@@ -134,14 +156,29 @@ def _answer(
     call: ModelCall | None = None
     if len(asked):
         watch = Stopwatch()
+
+        def told() -> ModelCall:
+            return watch.call(
+                images=len(asked) * addition.calls_per_answer,
+                device=teacher.device,
+                versions=running_versions(teacher),
+            )
+
         try:
             said = dict(watch.run(teacher.answer, [images[at] for at in left], names))
             called = [f"row {row} of {dataset.name}" for row in part.rows[asked].tolist()]
             check_answers(said, description=teacher.description, names=called)
-        except BaseException:
-            writer.fail(reservation, calls=reservation.left)
+            _check_shapes(said, addition=addition)
+        except BaseException as error:
+            writer.fail(reservation, calls=reservation.left, call=told())
+            # Whatever a model raises: no traceback for a model of the user's own.
+            if isinstance(error, Exception) and not isinstance(error, TeachonceError):
+                kind = type(error).__name__
+                raise TeacherFailedError(
+                    f"the teacher raised {kind} on a batch of {len(asked)} images: {error}"
+                ) from error
             raise
-        call = watch.call(images=len(asked), device=teacher.device, versions=running_versions(teacher))
+        call = told()
     outputs: dict[str, NDArray[Any]] = {}
     for spec in addition.specs:
         if spec.is_output:

@@ -173,7 +173,9 @@ class Batcher:
         return self._settle(batch.items, dict(said), self._call(watch, batch=batch))
 
     def _call(self, watch: Stopwatch, *, batch: Loaded) -> ModelCall:
-        return watch.call(images=len(batch.images), device=self._device, versions=self._versions)
+        # What the history counts are calls: with input gradients an image is two.
+        calls = len(batch.images) * batch.items[0].question.cache.calls_per_answer
+        return watch.call(images=calls, device=self._device, versions=self._versions)
 
 
 async def _one_by_one(left: Sequence[Awaitable[None]]) -> None:

@@ -101,6 +101,7 @@ def _plan_addition(options: FillOptions, *, job: Job, teacher: Teacher, known: C
     name, kept = job.dataset.name, known.outputs(job.dataset.name)
     if kept is None:
         raise UnknownNameError(f"{options.cache} has no answers about {name} to add outputs to: plan with --outputs")
+    known.check_same(job.dataset)
     new = new_outputs(options.added or {}, kept=kept, dataset=name)
     height, width, _ = job.dataset.image(0).shape
     forms = teacher.forms((height, width))

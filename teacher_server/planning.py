@@ -73,6 +73,11 @@ class CachedAlready:
         """Which rows are cached, bool [N]; raises `IdentityError` for another data set of that name."""
         if dataset.name not in self._readers:
             return np.zeros(dataset.num_rows, dtype=np.bool_)
+        self.check_same(dataset)
+        return self._readers[dataset.name].present(view)
+
+    def check_same(self, dataset: ImageDataset) -> None:
+        """Raise `IdentityError` where the cache of this name is about other images or views."""
         reader = self._readers[dataset.name]
         if reader.dataset.fingerprint != dataset.fingerprint:
             raise IdentityError(
@@ -85,7 +90,6 @@ class CachedAlready:
                 f"{dataset.name} has view policy {kept} in this cache, {dataset.view_policy} here; "
                 f"give --view-policy {kept}, or use another folder"
             )
-        return reader.present(view)
 
     def has_key(self, key: bytes, *, outputs: Mapping[str, str]) -> bool:
         """Whether the teacher has answered these pixels, in any data set, with all of these outputs in their dtypes."""

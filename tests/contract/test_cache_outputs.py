@@ -8,6 +8,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from cache.backup import back_up
 from cache.export import export_answers
 from cache.fidelity import measure_fidelity
+from cache.history_report import describe_history
 from cache.info import describe_cache
 from cache.merge import merge_caches
 from cache.reader import CacheReader
@@ -31,7 +33,14 @@ from cache.verify import find_damage
 from cache.writer import CacheWriter
 from shared.datasets.base import ArrayDataset, SplitFacts
 from shared.datasets.spec import open_dataset
-from shared.errors import BudgetExhaustedError, CorruptCacheError, IdentityError, InputError, TeachonceError
+from shared.errors import (
+    BudgetExhaustedError,
+    CorruptCacheError,
+    IdentityError,
+    InputError,
+    TeacherFailedError,
+    TeachonceError,
+)
 from shared.fake_teacher import FakeTeacher
 from shared.identity import pixel_keys
 from shared.outputs import OutputForm
@@ -263,6 +272,112 @@ def test_adding_outputs_is_bounded_and_refuses_other_images(tmp_path: Path) -> N
         merge_caches([store], tmp_path / "merged")
     assert list(find_damage(store)) == []
     assert [one.record.dataset.name for one in remove(store, what=teacher.id)] == ["tiny/train", "tiny/train+adding"]
+
+
+def renamed(name: str) -> ArrayDataset:
+    """The same images under another name."""
+    facts = SplitFacts(name=name, classes=("a", "b"), labels=DATASET.labels, view_policy="crop1")
+    return ArrayDataset(facts, pixels=np.stack(DATASET.images(np.arange(ROWS))))
+
+
+def ask(store: Path, dataset: ArrayDataset, *, outputs: dict[str, str] | None = None, teacher: MappedFake) -> int:
+    """Answer all rows as a server would; how many calls that took."""
+    with closing(CacheWriter.open(store)) as writer:
+        kept = outputs or {"logits": "float16", "features": "float16"}
+        cache = writer.open_cache(teacher.description, dataset.description, kept, teacher.forms((8, 8)))
+
+        async def answer() -> int:
+            settings = AnsweringSettings(batch_images=BATCH, max_delay_s=0.0)
+            async with Answering(writer, teacher=teacher, settings=settings) as answering:
+                question = RowsQuestion.ask(dataset, cache=cache, rows=list(range(ROWS)), view=0)
+                return (await answering.answer(question, outputs=(), run="default")).teacher_calls
+
+        return asyncio.run(answer())
+
+
+def test_answers_with_added_outputs_serve_other_data_sets_of_the_same_images(tmp_path: Path) -> None:
+    store, teacher = tmp_path / "store", MappedFake()
+    assert ask(store, renamed("first/train"), teacher=teacher) == DISTINCT
+    assert ask(store, DATASET, teacher=teacher) == 0
+    # All of these slots are aliases of the first data set's, which does not get the map.
+    add(store, adding={"maps.0": "float16"})
+    mapped = {"logits": "float16", "features": "float16", "maps.0": "float16"}
+    assert ask(store, renamed("third/train"), outputs=mapped, teacher=teacher) == 0
+    counts = describe_cache(store)
+    assert counts["teacher_calls"] == 2 * DISTINCT
+
+
+def test_outputs_joined_before_a_crash_are_seen_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_arguments: object, **_options: object) -> None:
+        raise SystemExit
+
+    store = filled(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.additions.finish_moves", crash)
+        with pytest.raises(SystemExit):
+            add(store)
+    with pytest.raises(InputError, match=r"files of .* are being moved .* try again when that is done"):
+        back_up(store, tmp_path / "copy")
+    CacheWriter.open(store).close()
+    check_added(store)
+    back_up(store, tmp_path / "copy")
+
+
+def test_images_of_another_size_are_refused_before_they_are_paid_for(digits_store: Path) -> None:
+    store = digits_store.with_name("sized")
+    options = (
+        "--teacher",
+        "zoo:resnet8x4",
+        "--dataset",
+        "digits/test",
+        "--cache",
+        store,
+        "--view-policy",
+        "rrc:size=16",
+    )
+    teacher_server("fill", *options, "--sample", 4, "--views", "0-1")
+    with pytest.raises(InputError, match="view 1 of digits/test is 16 x 16 pixels"):
+        teacher_server("fill", *options, "--add-outputs", "maps.1")
+    assert describe_cache(store)["attempts"] == 8
+
+
+def test_a_teacher_that_fails_while_outputs_are_added_is_one_line_and_stays_in_the_history(tmp_path: Path) -> None:
+    class Failing(MappedFake):
+        def answer(
+            self, images: Sequence[NDArray[np.uint8]], outputs: Sequence[str] = ()
+        ) -> dict[str, NDArray[np.float32]]:
+            raise RuntimeError("out of memory")
+
+    store, teacher = filled(tmp_path / "store"), Failing()
+    with closing(CacheWriter.open(store)) as writer:
+        cache = writer.additions.cache(teacher.id, DATASET.description)
+        addition = writer.additions.open(cache, ADDED, teacher.forms((8, 8)))
+        options = {"run": "default", "batch_images": BATCH, "progress": lambda counts: None}
+        with pytest.raises(TeacherFailedError, match="the teacher raised RuntimeError on a batch of 8 images: out of"):
+            backfill(writer, teacher=teacher, dataset=DATASET, cache=cache, addition=addition, **options)
+    (call,) = describe_history(store)["calls"]
+    # An image whose gradient is kept is two calls.
+    assert (call["images"], call["answers"]) == (2 * BATCH, 0)
+
+
+def test_teachers_of_one_cache_are_merged_one_after_the_other(tmp_path: Path) -> None:
+    class Other(MappedFake):
+        def __init__(self) -> None:
+            super().__init__()
+            self.description = replace(self.description, id="fake-other")
+
+        @property
+        def id(self) -> str:
+            return self.description.id
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    first, other = MappedFake(), Other()
+    assert [ask(source, DATASET, teacher=teacher) for teacher in (first, other)] == [DISTINCT, DISTINCT]
+    for _ in range(2):
+        for teacher in (first, other):
+            merge_caches([source], target, teacher=teacher.id)
+    counts, history = describe_cache(target), describe_history(target)
+    assert counts["attempts"] == counts["teacher_calls"] == history["images"] == 2 * DISTINCT
 
 
 def test_a_server_gives_the_outputs_that_its_cache_keeps(tmp_path: Path) -> None:
