@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from shared.errors import (
 )
 from shared.teacher import Teacher
 from teacher_server.batcher import Batcher, Outputs
+from teacher_server.observer import NOBODY, Observer
 from teacher_server.questions import Question
 from teacher_server.queueing import Item
 from teacher_server.settings import AnsweringSettings
@@ -60,7 +62,14 @@ class Answering:
     A caller that leaves changes nothing: the work belongs to this object, the caller only waits.
     """
 
-    def __init__(self, writer: CacheWriter, *, teacher: Teacher, settings: AnsweringSettings) -> None:
+    def __init__(
+        self,
+        writer: CacheWriter,
+        *,
+        teacher: Teacher,
+        settings: AnsweringSettings,
+        observer: Observer = NOBODY,
+    ) -> None:
         self.died = asyncio.Event()
         """Set when answers can no longer be kept; the process should end."""
         self._settings = settings
@@ -69,7 +78,15 @@ class Answering:
         self._work: set[asyncio.Task[Answers]] = set()
         self._draining = False
         self._disk_full = False
-        self._batcher = Batcher(teacher, settings=settings, settle=self._settle, fail=self._fail, give_up=self._give_up)
+        self._observer = observer
+        self._batcher = Batcher(
+            teacher,
+            settings=settings,
+            settle=self._settle,
+            fail=self._fail,
+            give_up=self._give_up,
+            observer=observer,
+        )
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.create_task(self._batcher.run(), name="batcher")
@@ -94,6 +111,11 @@ class Answering:
     def waiting_images(self) -> int:
         """Distinct images on their way."""
         return len(self._flights)
+
+    @property
+    def queue_images(self) -> int:
+        """Of these, the ones that no batch has taken yet."""
+        return self._batcher.queue_images
 
     async def drain(self) -> None:
         """Refuse new questions, finish and commit what was asked."""
@@ -246,8 +268,10 @@ class Answering:
 
     async def _settle(self, items: list[Item], outputs: Outputs, call: ModelCall) -> None:
         """Keep a batch's answers, then tell their callers."""
+        began_s = perf_counter()
         try:
             outcomes = await self._store.settle(items, outputs, call=call)
+            self._observer.committed(perf_counter() - began_s)
             self._disk_full = False
         except DiskFullError as error:
             log.error("no room for %d answers: %s", len(items), error)

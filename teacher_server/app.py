@@ -14,10 +14,13 @@ from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
 from teacher_server.guard import Guard
+from teacher_server.ledger_metrics import LedgerCollector
+from teacher_server.metrics import Metrics
 from teacher_server.oip_routes import router as model_router
 from teacher_server.oip_routes import server_router
 from teacher_server.openapi import reference
 from teacher_server.replies import JsonReply, error_reply, plain_error
+from teacher_server.request_record import RequestRecorder, note_error
 from teacher_server.routes_answers import router as answers_router
 from teacher_server.routes_state import router as state_router
 from teacher_server.service import Service
@@ -39,7 +42,9 @@ def create_app(
     ``outputs`` maps what new caches keep to dtypes; None = as created, logits and features in float16 where new.
     ``app.state.service.answering.died`` is set when the process should end.
     """
-    service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs)
+    metrics = Metrics()
+    service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs, observer=metrics)
+    metrics.watch(LedgerCollector(service))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,12 +62,15 @@ def create_app(
         openapi_url=None,
     )
     app.state.service = service
+    app.state.metrics = metrics
     app.include_router(answers_router)
     app.include_router(state_router)
     app.include_router(server_router)
     app.include_router(model_router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
+    # The last one added is the first one asked: what the guard refuses is recorded too.
+    app.add_middleware(RequestRecorder, metrics=metrics)
     app.exception_handler(TeachonceError)(_expected)
     app.exception_handler(HTTPException)(_no_route)
     app.exception_handler(ClientDisconnect)(_left)
@@ -75,19 +83,21 @@ async def _reference(request: Request) -> Response:
 
 
 async def _expected(request: Request, error: TeachonceError) -> Response:
-    log.info("request_id=%s path=%r code=%s: %s", _id(request), request.scope["path"][:200], error.code, error)
+    note_error(request.scope, code=error.code, message=str(error))
     return error_reply(error, request_id=_id(request))
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     message = f"{request.method} {request.scope['path'][:200]!r}: {error.detail}; GET /openapi.json lists the routes"
+    note_error(request.scope, code=code, message=message)
     return plain_error(
         message, code=code, status=error.status_code, request_id=_id(request), headers=error.headers or {}
     )
 
 
 async def _left(request: Request, error: ClientDisconnect) -> Response:
+    note_error(request.scope, code="client_left", message="the client left")
     return plain_error("the client left", code="bad_request", status=400, request_id=_id(request))
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from cache.model_call import ModelCall
 from shared.errors import InputError, TeacherFailedError, TeachonceError
 from shared.teacher import Teacher
+from teacher_server.observer import Observer
 from teacher_server.questions import Pixels, Question
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.settings import AnsweringSettings
@@ -49,6 +51,7 @@ class Batcher:
         settle: Callable[[list[Item], Outputs, ModelCall], Awaitable[None]],
         fail: Callable[[list[Item], TeachonceError, ModelCall], Awaitable[None]],
         give_up: Callable[[list[Item], TeachonceError], Awaitable[None]],
+        observer: Observer,
     ) -> None:
         """``settle`` gets answers, ``fail`` items whose forward raised, ``give_up`` items whose forward never began."""
         self._teacher = teacher
@@ -57,6 +60,7 @@ class Batcher:
         self._settle = settle
         self._fail = fail
         self._give_up = give_up
+        self._observer = observer
         self._queue = FairQueue()
         self._grown = asyncio.Event()
         self._ahead: asyncio.Task[Loaded] | None = None
@@ -70,6 +74,11 @@ class Batcher:
         self._queue.push(items)
         self._load_full_batch()
         self._grown.set()
+
+    @property
+    def queue_images(self) -> int:
+        """Images that no batch has taken yet."""
+        return len(self._queue)
 
     async def keys(self, question: Question, indices: Sequence[int]) -> list[bytes]:
         """Keys of images of a question; rendering happens in the loading threads."""
@@ -137,6 +146,7 @@ class Batcher:
     async def _load(self, items: list[Item]) -> Loaded:
         """Pixels of a batch; an image that cannot be read is given up alone."""
         loop = asyncio.get_running_loop()
+        began_s = perf_counter()
         parts = _parts_of_one_question(items)
         jobs = [loop.run_in_executor(self._load_threads, _load_part, part) for part in parts]
         good = Loaded(items=[], images=[])
@@ -147,6 +157,9 @@ class Batcher:
                 else:
                     good.items.append(item)
                     good.images.append(image)
+        self._observer.loaded(perf_counter() - began_s)
+        for queued_s in {id(item.question): item.queued_s for item in items}.values():
+            self._observer.queued(began_s - queued_s)
         return good
 
     async def _forward(self, batch: Loaded) -> Awaitable[None]:
@@ -173,6 +186,7 @@ class Batcher:
         return self._settle(batch.items, dict(said), self._call(watch, batch=batch))
 
     def _call(self, watch: Stopwatch, *, batch: Loaded) -> ModelCall:
+        self._observer.forwarded(len(batch.images), seconds=watch.duration_s)
         # What the history counts are calls: with input gradients an image is two.
         calls = len(batch.images) * batch.items[0].question.cache.calls_per_answer
         return watch.call(images=calls, device=self._device, versions=self._versions)

@@ -1,7 +1,6 @@
 """What every request passes before any route: host, key, size and time of the body. Pure ASGI, default deny."""
 
 import asyncio
-import logging
 import re
 import secrets
 from contextlib import suppress
@@ -19,9 +18,8 @@ from shared.errors import (
 )
 from teacher_server.keys import is_known_key
 from teacher_server.replies import error_reply
+from teacher_server.request_record import note_error
 from teacher_server.settings import ServerSettings, is_loopback
-
-log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Answered without a key: probes carry none."""
@@ -59,7 +57,7 @@ class Guard:
         try:
             self._check(scope["path"], headers=headers)
         except TeachonceError as error:
-            log.info("refused request_id=%s path=%r code=%s", request_id, scope["path"][:200], error.code)
+            note_error(scope, code=error.code, message=str(error))
             # Who asked whether to send the body has not begun; reading would invite it.
             if isinstance(error, TooLargeError) and not _values(headers, b"expect"):
                 await body.discard()

@@ -23,6 +23,7 @@ def documented(
     errors: Sequence[int] = (),
     body: Mapping[str, Any] | None = None,
     binary: str | None = None,
+    text: bool = False,
     query: Sequence[str] = (),
     headers: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def documented(
     ``headers`` name parameters.
     """
     success: dict[str, Any] = {"description": "OK"} if answer is None else {"model": answer}
+    if text:
+        success["content"] = {"text/plain": {"schema": {"type": "string"}}}
     if binary is not None:
         success["content"] = {binary: BINARY}
     extra: dict[str, Any] = {}

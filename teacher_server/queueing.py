@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 
 from cache.writer import Reservation
 from teacher_server.questions import Question
@@ -20,6 +21,8 @@ class Item:
     """Who pays."""
     reservation: Reservation
     """The calls of which this one is part."""
+    queued_s: float = field(default_factory=perf_counter)
+    """When it began to wait, by `time.perf_counter`."""
 
 
 class FairQueue:

@@ -97,10 +97,11 @@ async def _answer(
     request: Request, *, question: Question, outputs: list[str], run: str, fields: Mapping[str, object]
 ) -> Response:
     service = _service(request)
+    request.state.run, request.state.images = service.check_run(run), len(question)
     answers = await service.answering.answer(
         question,
         outputs=outputs,
-        run=service.check_run(run),
+        run=run,
         owner=request.state.owner,
         timeout_s=service.settings.deadline_s,
     )

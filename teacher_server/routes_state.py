@@ -1,9 +1,12 @@
 """Routes that tell and set: health, the ledger, runs and their budgets, what is cached."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from shared.errors import UnavailableError
 from shared.schemas import BudgetRequest, LedgerCounts, RunCounts
+from teacher_server.metrics import Metrics
 from teacher_server.openapi import documented, json_body
 from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
@@ -57,6 +60,20 @@ async def set_budget(request: Request, name: str) -> Response:
 async def inventory(request: Request) -> Response:
     """What is cached: teachers, data sets, views, coverage; and what can be asked."""
     return JsonReply(await _service(request).inventory())
+
+
+@router.get("/metrics", **documented(None, text=True))
+async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms for Prometheus; what the ledger counts is right after a restart too."""
+    accept = request.headers.get("accept", "")
+    # Off the loop: the ledger may be in the middle of a commit.
+    page, content_type = await asyncio.to_thread(_metrics(request).render, accept)
+    return Response(page, headers={"content-type": content_type})
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
 
 
 def _service(request: Request) -> Service:

@@ -16,6 +16,7 @@ from shared.outputs import CONSTANTS, OutputForm, beside, check_offered
 from shared.pixels import DECODER
 from shared.teacher import Teacher
 from teacher_server.answering import Answering
+from teacher_server.observer import Observer
 from teacher_server.questions import ImagesQuestion, Pixels, RowsQuestion
 from teacher_server.settings import ServerSettings
 
@@ -37,10 +38,11 @@ class Service:
         datasets: Sequence[ImageDataset],
         writer: CacheWriter,
         outputs: Mapping[str, str] | None,
+        observer: Observer,
     ) -> None:
         self.settings = settings
         self.teacher = teacher
-        self.answering = Answering(writer, teacher=teacher, settings=settings.answering)
+        self.answering = Answering(writer, teacher=teacher, settings=settings.answering, observer=observer)
         self.datasets = {dataset.name: dataset for dataset in datasets}
         self._writer = writer
         self._outputs = outputs
@@ -95,7 +97,16 @@ class Service:
 
     async def ledger(self) -> dict[str, Any]:
         """Counts of everything asked, as ``GET /v1/ledger`` shows them."""
-        return await asyncio.to_thread(self._writer.ledger_counts)
+        return await asyncio.to_thread(self.ledger_now)
+
+    def ledger_now(self) -> dict[str, Any]:
+        """The same, from a thread that may wait for a commit."""
+        return self._writer.ledger_counts()
+
+    @property
+    def teacher_id(self) -> str:
+        """Which teacher answers."""
+        return self.teacher.description.id
 
     async def run_counts(self, name: str) -> dict[str, Any]:
         """Counts of one run."""

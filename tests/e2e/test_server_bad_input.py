@@ -245,6 +245,7 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
     paths = document["paths"]
     assert set(paths) == {
         "/healthz",
+        "/metrics",
         "/readyz",
         "/v1/cache",
         "/v1/images",
