@@ -11,6 +11,8 @@ from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, INPUT_GRAD, map_number
+from teacher_server.config_file import use_config
+from teacher_server.log_lines import LogFormat, LogLevel, set_up_log
 from teacher_server.opening import RowOptions, TeacherOptions
 
 NAMES = ("logits", "features", INPUT_GRAD, CONSTANTS)
@@ -61,6 +63,14 @@ Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, 
 Seed = Annotated[int, typer.Option(help="which sample to draw")]
 RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]
 Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True,
+        callback=use_config,
+        help="TOML file of options such as port = 8000; the command line and the environment win over it",
+    ),
+]
 ViewPolicyOption = Annotated[
     str | None,
     typer.Option(
@@ -71,7 +81,7 @@ ViewPolicyOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(context_settings={"auto_envvar_prefix": "TEACHONCE"})
 def serve(
     *,
     teacher: Teacher,
@@ -103,6 +113,9 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="images that may wait; more are refused with 503")] = 8192,
     max_body_mb: Annotated[int, typer.Option(min=1, help="largest request body, in MiB")] = 64,
     deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds until a caller is told 504")] = 60.0,
+    log_format: Annotated[LogFormat, typer.Option(help="lines for people, or one JSON object each")] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="the least to tell; info has a line per request")] = LogLevel.INFO,
+    config: Config = None,
 ) -> None:
     """Answer over HTTP; SIGTERM finishes and keeps what was asked."""
     # Here, so that `--help` and the other commands do not load a web framework.
@@ -110,6 +123,7 @@ def serve(
     from teacher_server.serve import RunBudgets, serve_until_signal
     from teacher_server.settings import AnsweringSettings, ServerSettings
 
+    set_up_log(log_format, level=log_level)
     settings = ServerSettings(
         host=host,
         key_digests=load_keys(api_key_file) if api_key_file else (),
