@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from time import localtime, strftime
 from typing import Any
 
 from orjson import dumps
@@ -37,11 +38,20 @@ class TextLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._second, self._written = -1, ""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line; a traceback follows it."""
-        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record).items())
-        return f"{super().formatMessage(record).translate(ESCAPES)} {fields}".rstrip()
+        line = super().formatMessage(record)
+        fields = "".join([f" {name}={_plain(value)}" for name, value in _fields(record).items()])
+        return (line if line.isprintable() else line.translate(ESCAPES)) + fields
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
+        """Local time and milliseconds; the second is written out once for all its events."""
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._written = second, strftime("%Y-%m-%d %H:%M:%S", localtime(second))
+        return f"{self._written},{int(record.msecs):03d}"
 
 
 class JsonLines(logging.Formatter):
@@ -81,5 +91,7 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, int | float):
+        return str(value)
     text = str(value)
     return text if PLAIN.fullmatch(text) else json.dumps(text)
