@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from cache.layout import PARTIAL
@@ -69,6 +70,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_room(folder: Path, *, size_bytes: int) -> None:
+    """Write and sync so much into a file without a name, which nobody has to clean up.
+
+    Raises `DiskFullError` where there is no room, `StorageError` when the disk fails.
+    """
+    with disk_full_named(folder), TemporaryFile(dir=folder, buffering=0) as file:
+        _write_all(file.fileno(), memoryview(bytes(size_bytes)))
+        os.fsync(file.fileno())
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

@@ -31,6 +31,7 @@ from teacher_server.batcher import Batcher, Outputs
 from teacher_server.observer import NOBODY, Observer
 from teacher_server.questions import Question
 from teacher_server.queueing import Item
+from teacher_server.room import DiskRoom
 from teacher_server.settings import AnsweringSettings
 from teacher_server.store import Got, Store
 
@@ -72,12 +73,13 @@ class Answering:
     ) -> None:
         self.died = asyncio.Event()
         """Set when answers can no longer be kept; the process should end."""
+        self.room = DiskRoom(writer.path)
+        """Whether the disk is full."""
         self._settings = settings
         self._store = Store(writer, description=teacher.description)
         self._flights: dict[FlightId, Flight] = {}
         self._work: set[asyncio.Task[Answers]] = set()
         self._draining = False
-        self._disk_full = False
         self._observer = observer
         self._batcher = Batcher(
             teacher,
@@ -105,7 +107,7 @@ class Answering:
             return "the batcher stopped; see the log"
         if self._draining:
             return "draining: the server is about to stop"
-        return "the disk is full; make room, nothing was lost" if self._disk_full else None
+        return "the disk is full; make room, nothing was lost" if self.room.full else None
 
     @property
     def waiting_images(self) -> int:
@@ -226,9 +228,9 @@ class Answering:
         self._flights.update({(kind, key): flight for key, flight in flights.items()})
         try:
             claim = await self._store.claim(question.cache, payer=payer, keys=list(mine))
-            self._disk_full = False
+            self.room.full = False
         except DiskFullError:
-            self._disk_full = True
+            self.room.full = True
             for key in mine:
                 self._land((kind, key), None)
             raise
@@ -272,10 +274,10 @@ class Answering:
         try:
             outcomes = await self._store.settle(items, outputs, call=call)
             self._observer.committed(perf_counter() - began_s)
-            self._disk_full = False
+            self.room.full = False
         except DiskFullError as error:
             log.error("no room for %d answers: %s", len(items), error)
-            self._disk_full = True
+            self.room.full = True
             await self._store.fail(items, call=call)
             outcomes = [error] * len(items)
         self._land_items(items, outcomes=outcomes)

@@ -27,7 +27,9 @@ async def live() -> Response:
 @router.get("/readyz", **documented(None, errors=(503,)))
 async def ready(request: Request) -> Response:
     """Whether questions can be answered now; 503 says why not."""
-    trouble = _service(request).answering.trouble
+    answering = _service(request).answering
+    await answering.room.look()
+    trouble = answering.trouble
     if trouble is not None:
         raise UnavailableError(f"not ready: {trouble}")
     return JsonReply({"ready": True})
