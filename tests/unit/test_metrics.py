@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -118,6 +119,26 @@ def test_nothing_that_callers_write_makes_new_series(tmp_path: Path, monkeypatch
         assert new == {("GET", "other"), ("GET", "/v1/runs/{name}"), ("other", "/v1/ledger"), ("GET", "/metrics")}
 
     with_clients(tmp_path, story)
+
+
+def test_nobody_waits_for_a_scrape_that_waits_for_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed, counts = Event(), CacheWriter.ledger_counts
+    waited = []
+
+    def in_mid_commit(writer: CacheWriter) -> dict[str, Any]:
+        waited.append(committed.wait(timeout=5))
+        return counts(writer)
+
+    async def story(client: httpx.AsyncClient) -> None:
+        monkeypatch.setattr(CacheWriter, "ledger_counts", in_mid_commit)
+        scraped = asyncio.create_task(scrape(client))
+        await asyncio.sleep(0)
+        assert (await client.post("/v1/images", content=png(1))).status_code == 200
+        committed.set()
+        assert (await scraped)["teacher_calls_total",] == 1
+
+    with_clients(tmp_path, story)
+    assert waited == [True]
 
 
 def test_a_request_is_one_line_with_what_is_needed_to_find_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
