@@ -113,10 +113,11 @@ async def infer(request: Request) -> Response:
     name, tensor = await asyncio.to_thread(read_tensor, asked, tail) if not tail else read_tensor(asked, tail)
     question = await _question(service, asked=asked, name=name, tensor=tensor)
     outputs = _outputs(asked, question=question)
+    request.state.run, request.state.images = service.check_run(asked.parameters.run), len(question)
     answers = await service.answering.answer(
         question,
         outputs=outputs,
-        run=service.check_run(asked.parameters.run),
+        run=request.state.run,
         owner=request.state.owner,
         timeout_s=_timeout_s(asked, service=service),
     )
