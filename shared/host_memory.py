@@ -1,6 +1,6 @@
 """How much memory of the host is free for this process to take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -8,17 +8,24 @@ MEMINFO = Path("/proc/meminfo")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def host_free_bytes(*, meminfo: Path = MEMINFO, cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
+def host_free_bytes(
+    *,
+    droppable: Sequence[str] = ("inactive_file", "active_file"),
+    meminfo: Path = MEMINFO,
+    cgroups: Path = CGROUPS,
+    membership: Path = MEMBERSHIP,
+) -> int:
     """What the kernel calls available, or what is left under the tightest memory limit of this process's groups.
 
-    0 where nothing says (no Linux).
+    ``droppable`` names the kernel's counts of pages that are not taken, as it could drop them. 0 where nothing says (no
+    Linux).
     """
     available = _fields(meminfo).get("MemAvailable", 0) * 1024
-    return max(0, min([available, *_left(cgroups, membership=membership)]))
+    return max(0, min([available, *_left(cgroups, membership=membership, droppable=droppable)]))
 
 
-def _left(cgroups: Path, *, membership: Path) -> Iterator[int]:
-    """Bytes left under each limit; pages of files, which the kernel can drop, are not counted as taken."""
+def _left(cgroups: Path, *, membership: Path, droppable: Sequence[str]) -> Iterator[int]:
+    """Bytes left under each limit; pages that the kernel can drop are not counted as taken."""
     for folder in _own_groups(cgroups, membership=membership):
         for limit_name, usage_name, prefix in (
             ("memory.max", "memory.current", ""),  # cgroup v2
@@ -27,7 +34,7 @@ def _left(cgroups: Path, *, membership: Path) -> Iterator[int]:
             limit = _text(folder / limit_name)
             if limit.isdigit():
                 counts = _fields(folder / "memory.stat")
-                files = counts.get(f"{prefix}inactive_file", 0) + counts.get(f"{prefix}active_file", 0)
+                files = sum(counts.get(f"{prefix}{name}", 0) for name in droppable)
                 yield int(limit) - max(0, int(_text(folder / usage_name) or 0) - files)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from shared.command import run_command
 from shared.errors import InputError
+from shared.host_cores import usable_cores
 from student_trainer import options
 from student_trainer.config import TrainConfig
 from student_trainer.reporting import options as report_options
@@ -187,7 +188,7 @@ def read_milestones(text: str) -> tuple[float, ...]:
 
 def default_threads() -> int:
     """All cores that this process may use but one, which gathers and reports."""
-    return max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 2) - 1)
+    return max(1, usable_cores() - 1)
 
 
 def typed_command() -> str:

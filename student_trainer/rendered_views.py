@@ -3,15 +3,16 @@
 Shape key: B batch, N positions, V views that are kept, H height, W width.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from student_trainer.memory import host_free_bytes
+from shared.host_cores import usable_cores
+from student_trainer.memory import free_bytes
 
 MOST_THREADS = 8
 PART_OF_MEMORY = 4
@@ -36,12 +37,12 @@ class RenderedViews:
         self._draw = draw
         self._shape = (*shape, 3)
         wanted = len(kept_views) * count * prod(self._shape)
-        kept = tuple(kept_views) if wanted <= host_free_bytes() // PART_OF_MEMORY else ()
+        kept = tuple(kept_views) if wanted <= free_bytes(torch.device("cpu")) // PART_OF_MEMORY else ()
         self._place = {view: place for place, view in enumerate(kept)}
         # Pages are taken as they are written.
         self._kept_VNHW3 = np.empty((len(kept), count, *self._shape), dtype=np.uint8)
         self._is_kept_VN = np.zeros((len(kept), count), dtype=np.bool_)
-        self._pool = ThreadPoolExecutor(max(1, min(MOST_THREADS, _usable_cores() - 1)), thread_name_prefix="views")
+        self._pool = ThreadPoolExecutor(max(1, min(MOST_THREADS, usable_cores() - 1)), thread_name_prefix="views")
         self._ahead: dict[tuple[bytes, bytes], list[Future[list[Pixels]]]] = {}
 
     def will_need(self, positions_B: Ints, views_B: Ints) -> None:
@@ -79,8 +80,3 @@ class RenderedViews:
             kept_HW3[...] = self._draw(position, view)
             self._is_kept_VN[place, position] = True
         return kept_HW3
-
-
-def _usable_cores() -> int:
-    # Linux says which cores this process may use; elsewhere all are counted.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 Shape key: B rows asked for.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from shared.datasets.base import ImageDataset
 from shared.datasets.spec import open_splits
 from shared.errors import InputError
+from shared.host_cores import usable_cores
 from shared.identity import sample_rows
 from shared.teacher import Teacher, load_teacher
 
@@ -133,12 +133,7 @@ def _limit_threads(threads: int | None) -> None:
     import torch
 
     # As many threads as cores is catastrophic where anything else runs: each waits for the slowest.
-    torch.set_num_threads(threads or max(1, _usable_cores() - 1))
-
-
-def _usable_cores() -> int:
-    # Linux says which cores this process may use; elsewhere all are counted.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, usable_cores() - 1))
 
 
 def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int64]:

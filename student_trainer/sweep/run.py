@@ -3,7 +3,6 @@
 Killed at any point and started again it goes on: what is finished is read back from its folder.
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from shared.host_cores import usable_cores
 from student_trainer.results import versions
 from student_trainer.rows import tested_rows
 from student_trainer.sweep.audit import teacher_accuracy
@@ -65,8 +65,7 @@ def visible_gpus(environment: Mapping[str, str], *, device: str) -> tuple[str, .
 
 def default_jobs(gpus: tuple[str, ...]) -> int:
     """One training per GPU, else one per core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(gpus) or cores
+    return len(gpus) or usable_cores()
 
 
 def run_sweep(settings: SweepSettings, *, view: SweepView) -> Outcome:

@@ -14,11 +14,12 @@ from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from shared.datasets.spec import open_dataset
 from shared.fake_teacher import FakeTeacher
+from shared.host_memory import host_free_bytes
 from shared.identity import pixel_keys
 from student_trainer import placed_answers
 from student_trainer.config import TrainConfig
 from student_trainer.loop import train
-from student_trainer.memory import free_bytes, host_free_bytes
+from student_trainer.memory import free_bytes
 from student_trainer.placed_answers import place_answers
 from student_trainer.targets import CacheTargets
 
@@ -145,7 +146,7 @@ def test_free_memory_knows_the_limits_of_groups(
         write(root / group / used_name, f"{used * 1024}\n")
         write(root / group / "memory.stat", f"anon 5\n{idle_name} {idle * 1024}\n")
     paths = {"meminfo": tmp_path / "meminfo", "cgroups": tmp_path / "groups", "membership": tmp_path / "self"}
-    assert host_free_bytes(**paths) == expected
+    assert host_free_bytes(droppable=("inactive_file",), **paths) == expected
 
 
 def test_this_machine_has_free_memory() -> None:
