@@ -118,59 +118,61 @@ class _Sweep:
             self._folder.keep_sweep(header)
 
         publish(self._settings.device)
-        trials = self._trials
-        self._read_back(trials, setting=setting)
+        self._read_back(setting)
         try:
-            self._train(trials, setting=setting)
-            rates = self._rates(trials)
-            self._test([trial for trial in trials if rates.get(trial.cell.path) == trial.lr], setting=setting)
+            self._train(setting)
+            rates = self._rates()
+            self._test(self._chosen(rates), setting=setting)
         except KeyboardInterrupt:
             # What ended in another process and was not heard of yet.
-            self._read_back(trials, setting=setting)
+            self._read_back(setting)
             raise
-        self._keep_results(trials, setting=setting)
+        self._keep_results(setting)
         devices = [result["device"] for result in self._results.values() if "device" in result]
         publish(devices[0] if devices else self._settings.device)
         return Outcome(
-            trials=len(trials),
+            trials=len(self._trials),
             cells=len(plan.grid.cells),
             diverged=sum("diverged" in result for result in self._results.values()),
             lost=tuple(str(cell.path) for cell in plan.grid.cells if cell.path not in rates),
             teacher_calls=asked.teacher_calls,
         )
 
-    def _read_back(self, trials: list[Trial], *, setting: Setting) -> None:
+    def _read_back(self, setting: Setting) -> None:
         """Find what is finished, and begin results.jsonl with it."""
-        for trial in trials:
+        for trial in self._trials:
             result = read_result(setting.runs / trial.path)
             if result is not None:
                 self._results[trial.path] = result
-        self._keep_results(trials, setting=setting)
+        self._keep_results(setting)
 
-    def _rates(self, trials: list[Trial]) -> dict[PurePosixPath, float]:
+    def _rates(self) -> dict[PurePosixPath, float]:
         """The learning rate of every cell whose trials are all finished."""
-        unfinished = {trial.cell.path for trial in trials if trial.path not in self._results}
+        unfinished = {trial.cell.path for trial in self._trials if trial.path not in self._results}
         return choose_rates(
-            (trial, score_of(self._results[trial.path])) for trial in trials if trial.cell.path not in unfinished
+            (trial, score_of(self._results[trial.path])) for trial in self._trials if trial.cell.path not in unfinished
         )
 
-    def _keep_results(self, trials: list[Trial], *, setting: Setting) -> None:
+    def _chosen(self, rates: Mapping[PurePosixPath, float]) -> list[Trial]:
+        """Trials of these learning rates."""
+        return [trial for trial in self._trials if rates.get(trial.cell.path) == trial.lr]
+
+    def _keep_results(self, setting: Setting) -> None:
         """Write results.jsonl anew; a trial is called chosen once its whole cell is tested."""
-        rates = self._rates(trials)
-        chosen = [trial for trial in trials if rates.get(trial.cell.path) == trial.lr]
+        chosen = self._chosen(self._rates())
         untested = {trial.cell.path for trial in chosen if not is_tested(self._results[trial.path])}
         paths = {trial.path for trial in chosen if trial.cell.path not in untested}
         self._folder.keep_results(
             [
                 result_row(trial, self._results[trial.path], setting=setting, chosen=trial.path in paths)
-                for trial in trials
+                for trial in self._trials
                 if trial.path in self._results
             ]
         )
 
-    def _train(self, trials: list[Trial], *, setting: Setting) -> None:
+    def _train(self, setting: Setting) -> None:
         """Train what is not finished."""
-        left = [trial for trial in trials if trial.path not in self._results]
+        left = [trial for trial in self._trials if trial.path not in self._results]
         # Where there is nothing to choose, a training is tested at its end.
         test = len(setting.recipe.lr) == 1
         by_name = {str(trial.path): trial for trial in left}
@@ -183,8 +185,8 @@ class _Sweep:
             self._results[trial.path] = result
             self._folder.add_result(result_row(trial, result, setting=setting, chosen=False))
             self._view.finish(task.name, work=work[task.name], outcome=_outcome(result))
-            if test and all(other.path in self._results for other in trials if other.cell == trial.cell):
-                self._keep_results(trials, setting=setting)
+            if test and all(other.path in self._results for other in self._trials if other.cell == trial.cell):
+                self._keep_results(setting)
 
     def _test(self, chosen: list[Trial], *, setting: Setting) -> None:
         """Test the trials of the chosen learning rates, once."""
@@ -197,7 +199,7 @@ class _Sweep:
             trial = by_name[task.name]
             self._results[trial.path] = result
             if all(is_tested(self._results[other.path]) for other in chosen if other.cell == trial.cell):
-                self._keep_results(self._trials, setting=setting)
+                self._keep_results(setting)
             self._view.finish(task.name, work=1, outcome=_outcome(result))
 
     def _task(self, trial: Trial, *, setting: Setting, test: bool) -> Task:
