@@ -16,9 +16,9 @@ from cache.key_index import KeyIndex
 from cache.layout import ADDING, LEDGER
 from cache.ledger_schema import SLOT_BITS
 from cache.reader import CacheReader
+from cache.records import check_same_dataset
 from cache.snapshot import read_snapshot
 from shared.datasets.base import ImageDataset
-from shared.errors import IdentityError
 from shared.outputs import OutputForm
 
 
@@ -78,18 +78,7 @@ class CachedAlready:
 
     def check_same(self, dataset: ImageDataset) -> None:
         """Raise `IdentityError` where the cache of this name is about other images or views."""
-        reader = self._readers[dataset.name]
-        if reader.dataset.fingerprint != dataset.fingerprint:
-            raise IdentityError(
-                f"{dataset.name} in this cache has fingerprint {reader.dataset.fingerprint[:12]}, "
-                f"the images given have {dataset.fingerprint[:12]}; use the same images, or another NAME="
-            )
-        if reader.dataset.view_policy != dataset.view_policy:
-            kept = reader.dataset.view_policy
-            raise IdentityError(
-                f"{dataset.name} has view policy {kept} in this cache, {dataset.view_policy} here; "
-                f"give --view-policy {kept}, or use another folder"
-            )
+        check_same_dataset(self._readers[dataset.name].dataset, dataset.description)
 
     def has_key(self, key: bytes, *, outputs: Mapping[str, str]) -> bool:
         """Whether the teacher has answered these pixels, in any data set, with all of these outputs in their dtypes."""
