@@ -32,20 +32,19 @@ def add_outputs(options: FillOptions) -> str:
         jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
             writer.ensure_run(options.run)
-            named = [job.dataset.name for job in jobs]
             if CONSTANTS in added:
                 writer.additions.cache(teacher.description.id, jobs[0].dataset.description)
                 keep_constants(writer, teacher=teacher)
             pairs = [_begin(writer, teacher=teacher, dataset=job.dataset, added=added) for job in jobs]
             needed = sum(unanswered_keys(writer, *pair) * pair[1].calls_per_answer for pair in pairs if pair)
             check_budget(options, writer=writer, needed=needed)
-            for job, name in zip(jobs, named, strict=True):
+            for job in jobs:
                 # Anew: joining the one before has made the handles anew.
                 pair = _begin(writer, teacher=teacher, dataset=job.dataset, added=added)
                 if pair is None:
                     continue
                 remaining = writer.remaining(options.run)
-                with FillProgress(name, budget_left=remaining) as progress:
+                with FillProgress(job.dataset.name, budget_left=remaining) as progress:
                     counts = backfill(
                         writer,
                         teacher=teacher,

@@ -4,7 +4,7 @@ Nobody else writes the cache meanwhile, so there is nothing to join and no order
 Shape key: B slots of one batch, U images of it that the teacher is asked about.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -65,18 +65,18 @@ def backfill(
     Raises `BudgetExhaustedError`, and `IdentityError` for an image that is not the one that was answered.
     """
     counts = FillCounts(total=cache.num_slots - addition.num_slots)
+    versions = running_versions(teacher)
     with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
         ahead: tuple[_Part, Future[list[Pixels]]] | None = None
         for slots in _slots(addition.num_slots, cache.num_slots, size=batch_images):
             part = _part(writer, cache, addition, slots=slots)
             loading = loader.submit(_load, dataset, part, addition=addition)
             if ahead is not None:
-                _answer(writer, teacher, dataset, addition, ahead, run=run, counts=counts)
+                _answer(writer, teacher, dataset, addition, ahead, run=run, counts=counts, versions=versions)
                 progress(counts)
-                # What the batch before has answered is known now.
             ahead = part, loading
         if ahead is not None:
-            _answer(writer, teacher, dataset, addition, ahead, run=run, counts=counts)
+            _answer(writer, teacher, dataset, addition, ahead, run=run, counts=counts, versions=versions)
             progress(counts)
     return counts
 
@@ -140,6 +140,7 @@ def _answer(
     *,
     run: str,
     counts: FillCounts,
+    versions: Mapping[str, str],
 ) -> None:
     """One batch: reserve, ask, check, commit."""
     part, images = loaded[0], loaded[1].result()
@@ -161,7 +162,7 @@ def _answer(
             return watch.call(
                 images=len(asked) * addition.calls_per_answer,
                 device=teacher.device,
-                versions=running_versions(teacher),
+                versions=versions,
             )
 
         try:
