@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.arrays import SlotArray, open_own_array
-from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, AnyArray, ArraySpec, Bytes
+from cache.layout import BLOCK_SLOTS, INDEX_ARRAYS, AnyArray, ArraySpec, Bytes, output_dtypes
 from cache.ledger_schema import SLOT_BITS
 from cache.slot_index import SlotIndex
 from cache.tail import Entry, Tail
@@ -62,7 +62,7 @@ class CacheHandle:
         self.dataset = dataset
         self.specs = specs
         """The arrays of its outputs, in the order of their bytes in the journal."""
-        self.outputs = {spec.name: spec.dtype for spec in specs if spec.is_output}
+        self.outputs = output_dtypes(specs)
         """Name -> dtype of what it keeps."""
         self.kind = kind_of(self.outputs)
         self.calls_per_answer = calls_per_answer(self.outputs)

@@ -139,6 +139,11 @@ def formed_specs(outputs: Mapping[str, str], *, forms: Mapping[str, OutputForm])
     )
 
 
+def output_dtypes(specs: Iterable[ArraySpec]) -> dict[str, str]:
+    """The outputs that these arrays keep, each with the dtype that it is stored in."""
+    return {spec.name: spec.dtype for spec in specs if spec.is_output}
+
+
 def forms_of(specs: Iterable[ArraySpec]) -> dict[str, OutputForm]:
     """The forms of the outputs that these arrays keep."""
     return {spec.name: OutputForm(shape=spec.shape, attributes=spec.attributes) for spec in specs if spec.is_output}

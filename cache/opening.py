@@ -25,6 +25,7 @@ from cache.layout import (
     AnyArray,
     ArraySpec,
     dataset_folder,
+    output_dtypes,
     output_specs,
 )
 from cache.ledger import Ledger
@@ -243,7 +244,7 @@ class Teachers:
             return
         kinds: dict[Kind, KeyIndex] = {}
         records = [record for record in self._records.values() if record.teacher.id == teacher_id]
-        kept = {record.id: _kind(record) for record in records}
+        kept = {record.id: kind_of(output_dtypes(record.specs)) for record in records}
         for record in records:
             with sqlite_errors(self._path / LEDGER):
                 handle = self._load(record)
@@ -290,10 +291,6 @@ class Teachers:
         )
         self._handles[record.id] = handle
         return handle
-
-
-def _kind(record: CacheRecord) -> Kind:
-    return kind_of({spec.name: spec.dtype for spec in record.specs if spec.is_output})
 
 
 def _listed(outputs: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from cache.catalog import read_catalog, select
 from cache.constants import read_constants
 from cache.epoch import epoch_order, epoch_slices, window_slots
-from cache.layout import AnyArray, Bytes, forms_of
+from cache.layout import AnyArray, Bytes, forms_of, output_dtypes
 from cache.placement import ORDERS, Order
 from cache.sameness import KeyedDataset, check_same_images
 from cache.snapshot import Snapshot, read_snapshot
@@ -55,7 +55,7 @@ class CacheReader:
         self.dataset: DatasetDescription = entry.dataset
         self.outputs: tuple[str, ...] = tuple(spec.name for spec in entry.specs if spec.is_output)
         """Names of what is kept."""
-        self.dtypes: dict[str, str] = {spec.name: spec.dtype for spec in entry.specs if spec.is_output}
+        self.dtypes: dict[str, str] = output_dtypes(entry.specs)
         """Stored dtype of each output; int8 is read as float32."""
         self.forms: dict[str, OutputForm] = forms_of(entry.specs)
         """Shape of each output for one row; an attention has ``height`` and ``width``."""

@@ -39,8 +39,8 @@ def measure_epoch(size: Size, *, rounds: int) -> None:
         through_epoch()
         pairs = []
         for number in range(rounds):
-            sides = (through_epoch, bare) if number % 2 else (bare, through_epoch)
-            took = {side: _seconds(side) for side in sides}
+            turns = (through_epoch, bare) if number % 2 else (bare, through_epoch)
+            took = {turn: _seconds(turn) for turn in turns}
             pairs.append(took[bare] / took[through_epoch])
         print(f"\nepoch: {size.slots} slots x {size.classes} {size.dtype}, batch {BATCH}")
         print(f"    epoch / bare gather loop: {interval(pairs)} (to reach: 0.8)")
