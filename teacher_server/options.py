@@ -1,0 +1,65 @@
+"""The options of ``teacher-server`` that several of its commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teacher_server.config_file import use_config
+
+MOST_CALLS = 2**63 - 1
+"""What the ledger can count."""
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="zoo:NAME, torchvision:NAME, timm:NAME, export:FILE.pt2, python:FILE.py:FUNCTION, fake:C or a checkpoint"
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="safetensors, or a state dict")]
+Cache = Annotated[Path, typer.Option(help="folder of the cache; made if absent")]
+DATASET_HELP = "digits, folder:PATH, torchvision:NAME, python:FILE.py:FUNCTION; all splits without a /SPLIT; repeatable"
+Datasets = Annotated[list[str] | None, typer.Option(help=DATASET_HELP)]
+SomeDatasets = Annotated[list[str], typer.Option(help=DATASET_HELP)]
+Classes = Annotated[int | None, typer.Option(help="width of the logits, where nothing else says it")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the arithmetic of the forward pass")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the teacher; default: cores - 1")]
+TrustExport = Annotated[bool, typer.Option("--trust-export", help="load an exported program even if that runs pickle")]
+DataRoot = Annotated[Path | None, typer.Option(help="where torchvision data sets lie; default: data")]
+Download = Annotated[bool, typer.Option("--download", help="download missing torchvision data sets")]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        help="what to keep, such as logits,features (default), logits=int8,features=float16 or "
+        "logits,maps.1,attention.2,input_grad,constants"
+    ),
+]
+AddOutputs = Annotated[str | None, typer.Option(help="outputs to add to caches that exist, for all rows they hold")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="dtype to keep answers in where --outputs names none: float16 (default), float32 or int8"),
+]
+Batch = Annotated[int, typer.Option(min=1, help="images per teacher forward pass")]
+MaxDelay = Annotated[float, typer.Option(min=0, help="how long an idle teacher waits for a batch to grow")]
+Budget = Annotated[int | None, typer.Option(min=0, max=MOST_CALLS, help="most teacher calls")]
+Run = Annotated[str, typer.Option(help="name under which calls are counted and bounded")]
+Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, smaller samples nest in larger ones")]
+Seed = Annotated[int, typer.Option(help="which sample to draw")]
+RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]
+Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        is_eager=True,
+        callback=use_config,
+        help="TOML file of options such as port = 8000; the command line and the environment win over it",
+    ),
+]
+ViewPolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--view-policy",
+        help="what views 1, 2, ... are: crop4flip and the like, randaug, rrc, cutmix or mixup, with parameters as in"
+        " randaug:n=2,m=9; default: the data set's own crops",
+    ),
+]
