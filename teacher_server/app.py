@@ -13,6 +13,7 @@ from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
+from teacher_server.direct_routes import direct_routes
 from teacher_server.guard import Guard
 from teacher_server.ledger_metrics import LedgerCollector
 from teacher_server.metrics import Metrics
@@ -63,10 +64,10 @@ def create_app(
     )
     app.state.service = service
     app.state.metrics = metrics
-    app.include_router(answers_router)
-    app.include_router(state_router)
-    app.include_router(server_router)
-    app.include_router(model_router)
+    for router in (answers_router, state_router, server_router, model_router):
+        app.router.routes.extend(direct_routes(router))
+    for router in (answers_router, state_router, server_router, model_router):
+        app.include_router(router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
     app.add_middleware(Guard, settings=settings)
     # The last one added is the first one asked: what the guard refuses is recorded too.
