@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from shared.errors import InputError
+from teacher_server.joined_writes import JoinedProtocol
 
 DRAIN_S = 30
 """Seconds that open requests get after SIGTERM; what they asked for is kept in any case."""
@@ -88,7 +89,7 @@ def run_app(app: FastAPI, *, bound: socket.socket, ready: Callable[[], None]) ->
     config = uvicorn.Config(
         app,
         # httptools refuses ambiguous requests (two lengths, length and chunks) where h11 reads them.
-        http="httptools",
+        http=JoinedProtocol,
         loop="asyncio",
         ws="none",
         lifespan="on",
