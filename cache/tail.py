@@ -88,8 +88,10 @@ class Tail:
     def take(self, name: str, slots: NDArray[np.int64]) -> AnyArray:
         """These slots of one array, a copy."""
         spec = self._specs[name]
-        values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype)
         numbers, at = np.divmod(slots - self.start, self._part_slots)
+        if len(numbers) == 1:
+            return self._column(self._parts[int(numbers[0])], spec=spec)[at]
+        values = np.empty((len(slots), *spec.shape), dtype=spec.numpy_dtype)
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
             values[chosen] = self._column(self._parts[number], spec=spec)[at[chosen]]

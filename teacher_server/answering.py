@@ -146,7 +146,7 @@ class Answering:
         """
         check_outputs(outputs, cache=question.cache)
         payer = Payer(owner, run)
-        places = question.cached()
+        places = self._store.cached(question)
         if None not in places:
             hits = [place for place in places if place is not None]
             got = Got(places=hits, free=hits, new=False)

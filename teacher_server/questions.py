@@ -46,6 +46,10 @@ class Question(Protocol):
     def keys_are_known(self) -> bool:
         """Whether `keys` takes no time worth a thread."""
 
+    @property
+    def known_by_key(self) -> bool:
+        """Whether an image is known by its key alone, so that a committed key is all there is to an answer."""
+
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """Keys of the pixels after the view; may decode and render."""
 
@@ -89,6 +93,11 @@ class RowsQuestion:
     def keys_are_known(self) -> bool:
         """See `Question`."""
         return self.view == 0
+
+    @property
+    def known_by_key(self) -> bool:
+        """See `Question`."""
+        return False
 
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """See `Question`; keys of view 0 are known, others are rendered."""
@@ -137,6 +146,11 @@ class ImagesQuestion:
 
     @property
     def keys_are_known(self) -> bool:
+        """See `Question`."""
+        return True
+
+    @property
+    def known_by_key(self) -> bool:
         """See `Question`."""
         return True
 

@@ -13,6 +13,7 @@ from shared.errors import InputError, MissingRowsError
 from shared.pixels import decode_image
 from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
+from teacher_server.beside import run_beside
 from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
 from teacher_server.questions import Pixels, Question, image_list
 from teacher_server.reading import expect_type, read_integer, read_json, read_query
@@ -83,7 +84,7 @@ async def ask_images(request: Request) -> Response:
     query = read_query(request, known=("outputs", "run"))
     body = await request.body()
     if kind == CONTENT_TYPE:
-        images = await asyncio.to_thread(_unpack_images, body)
+        images = await run_beside(len(body), _unpack_images, body)
     else:
         images = [await asyncio.to_thread(decode_image, body)]
     service.check_count(len(images))

@@ -16,6 +16,7 @@ from shared.outputs import CONSTANTS, OutputForm, beside, check_offered
 from shared.pixels import DECODER
 from shared.teacher import Teacher
 from teacher_server.answering import Answering
+from teacher_server.beside import run_beside
 from teacher_server.observer import Observer
 from teacher_server.questions import ImagesQuestion, Pixels, RowsQuestion
 from teacher_server.settings import ServerSettings
@@ -67,7 +68,7 @@ class Service:
         # Opened with the first upload: a cache of one data set stays a cache of one.
         if UPLOADS.name not in self._caches:
             self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS, image=partial(_first, images))
-        keys = await asyncio.to_thread(pixel_keys, images)
+        keys = await run_beside(sum(image.nbytes for image in images), pixel_keys, images)
         return ImagesQuestion(cache=self._caches[UPLOADS.name], images=images, known_keys=keys)
 
     def check_count(self, count: int) -> None:

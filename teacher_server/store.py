@@ -18,6 +18,7 @@ from cache.batch import AnswerBatch
 from cache.handle import CacheHandle, Place
 from cache.model_call import ModelCall
 from cache.payer import Payer
+from cache.stage import AliasItem
 from cache.writer import CacheWriter, CallRequest, Reservation
 from shared.answers import check_answers
 from shared.descriptions import TeacherDescription
@@ -83,6 +84,14 @@ class Store:
 
     async def _on_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def cached(self, question: Question) -> list[Place | None]:
+        """Places of the images that can be told at once; the others may still be cached."""
+        places = question.cached()
+        if not question.known_by_key or len(places) > FEW_IMAGES:
+            return places
+        keys = question.keys(range(len(places)))
+        return self._writer.find_at_once(self._description.id, keys, cache=question.cache)
 
     async def claim(self, cache: CacheHandle, *, payer: Payer, keys: list[bytes]) -> Claim:
         """Find keys, and durably reserve calls for all that are missing; `BudgetExhaustedError` reserves none."""
@@ -205,18 +214,15 @@ class Store:
 
     async def finish(self, question: Question, *, got: Got, outputs: Sequence[str], payer: Payer) -> Outputs:
         """Give every row a slot of its own, charge the run, and read the answers as they are kept."""
-        if not got.new and len(got.places) <= FEW_IMAGES:
+        # Whoever gives slots looks again on the thread: two questions may want one for the same row.
+        if len(got.places) <= FEW_IMAGES and not _without_slot(question, got=got):
             return self._finish(question, got, outputs, payer)
         return await self._on_thread(self._finish, question, got, outputs, payer)
 
     def _finish(self, question: Question, got: Got, outputs: Sequence[str], payer: Payer) -> Outputs:
         cache = question.cache
-        if got.new:
-            own = question.cached()
-            known = [(question.number(index), place) for index, place in enumerate(got.places) if own[index] is None]
-            items = [(*number, place) for number, place in known if number is not None]
-            if items:
-                self._writer.alias(cache, run=payer.run, owner=payer.owner, items=items)
+        if items := _without_slot(question, got=got):
+            self._writer.alias(cache, run=payer.run, owner=payer.owner, items=items)
         if got.free:
             self._writer.note_hits(run=payer.run, owner=payer.owner, cache=cache, places=got.free, joined=got.joined)
         if not got.places:
@@ -224,6 +230,15 @@ class Store:
                 spec.name: np.empty((0, *spec.shape), spec.answer_dtype) for spec in cache.specs if spec.name in outputs
             }
         return dict(self._writer.read(got.places, outputs))
+
+
+def _without_slot(question: Question, *, got: Got) -> list[AliasItem]:
+    """Rows whose pixels were answered under another row; uploads are known by their key alone."""
+    if not got.new or question.known_by_key:
+        return []
+    own = question.cached()
+    known = [(question.number(index), place) for index, place in enumerate(got.places) if own[index] is None]
+    return [(*number, place) for number, place in known if number is not None]
 
 
 def _deliver(asked: list[_Asked], outcomes: Sequence[Claim | BaseException]) -> None:
