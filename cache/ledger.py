@@ -146,11 +146,19 @@ class Ledger:
 
     def set_owner_budget(self, name: str, budget: int | None) -> None:
         """Bound the attempts that all runs make for one key owner; raises `BudgetConflictError`."""
-        what = f"key owner {check_name(name, what='key owner')}"
-        check_budget(budget, attempts=self._counts.owner(name).attempts, what=what)
+        check_name(name, what="key owner")
+        check_budget(budget, attempts=self._counts.owner(name).attempts, what=f"key owner {name}")
+        self._write_owner_budget(name, budget)
+
+    def bound_owner(self, name: str, budget: int | None) -> None:
+        """`set_owner_budget`, but one below what was made stands too and allows no more; nothing new: no write."""
+        if budget != self._budgets.owners.get(name):
+            self._write_owner_budget(check_name(name, what="key owner"), budget)
+
+    def _write_owner_budget(self, name: str, budget: int | None) -> None:
         with self.transaction() as database:
             database.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (name, budget))
-        tell_lowered(self._budgets.owners.get(name), budget, what=what)
+        tell_lowered(self._budgets.owners.get(name), budget, what=f"key owner {name}")
         self._budgets.owners[name] = budget
 
     def set_total_budget(self, budget: int | None) -> None:

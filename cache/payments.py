@@ -75,6 +75,11 @@ class Payments:
         with self._lock:
             self._ledger.set_owner_budget(owner, budget)
 
+    def bound_owner(self, owner: str, budget: int | None) -> None:
+        """`set_owner_budget`, but one below what was made already is no error: it allows no more."""
+        with self._lock:
+            self._ledger.bound_owner(owner, budget)
+
     def remaining(self, run: str, budget: int | None = None, *, owner: str = LOCAL_OWNER) -> int | None:
         """Attempts that ``owner`` may still make under a run, were ``budget`` its own; see `Ledger.remaining`."""
         with self._lock:
