@@ -1,18 +1,13 @@
 """What the ledger and the queue hold, read when Prometheus asks: never counted twice, and right after a restart too."""
 
 from collections.abc import Iterator, Mapping
-from threading import Lock
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from teacher_server.label_names import LATER, LabelNames
 from teacher_server.service import Service
-
-MOST_RUNS = 100
-"""Runs with a label of their own; what later ones used is summed."""
-LATER_RUNS = "(later)"
-"""Label of that sum; no run can be called so."""
 
 
 class LedgerCollector(Collector):
@@ -20,9 +15,7 @@ class LedgerCollector(Collector):
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        # In the order they were first seen, so that a run never moves into or out of the sum.
-        self._named: dict[str, None] = {}
-        self._lock = Lock()
+        self._runs, self._owners = LabelNames(), LabelNames()
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is read before the first scrape."""
@@ -33,7 +26,8 @@ class LedgerCollector(Collector):
         yield from self._now()
         ledger = self._service.ledger_now()
         yield from _totals(ledger)
-        yield from self._runs(ledger)
+        yield from _spendings(ledger["runs"], kind="run", prefix="", names=self._runs)
+        yield from _spendings(ledger["owners"], kind="owner", prefix="owner_", names=self._owners)
 
     def _now(self) -> Iterator[Metric]:
         answering = self._service.answering
@@ -47,30 +41,26 @@ class LedgerCollector(Collector):
         )
         yield GaugeMetricFamily("teacher_inflight_keys", "Distinct images on their way", value=answering.waiting_images)
 
-    def _runs(self, ledger: Mapping[str, Any]) -> Iterator[Metric]:
-        runs: Mapping[str, Mapping[str, int | None]] = ledger["runs"]
-        named = self._name(runs)
-        limit = GaugeMetricFamily("teacher_budget_limit", "Most attempts of a run with a budget", labels=("run",))
-        used = GaugeMetricFamily("teacher_budget_used", "Attempts that a run has made", labels=("run",))
-        calls = CounterMetricFamily("teacher_run_calls", "Teacher calls that a run has paid for", labels=("run",))
-        for name in named:
-            if runs[name]["budget"] is not None:
-                limit.add_metric((name,), _number(runs[name]["budget"]))
-            used.add_metric((name,), _number(runs[name]["attempts"]))
-            calls.add_metric((name,), _number(runs[name]["teacher_calls"]))
-        if others := [run for name, run in runs.items() if name not in named]:
-            used.add_metric((LATER_RUNS,), sum(_number(run["attempts"]) for run in others))
-            calls.add_metric((LATER_RUNS,), sum(_number(run["teacher_calls"]) for run in others))
-        yield from (limit, used, calls)
 
-    def _name(self, runs: Mapping[str, object]) -> list[str]:
-        """The runs with a label of their own."""
-        # Two may scrape at the same time.
-        with self._lock:
-            for name in runs:
-                if len(self._named) < MOST_RUNS:
-                    self._named.setdefault(name)
-            return [name for name in self._named if name in runs]
+def _spendings(
+    spendings: Mapping[str, Mapping[str, int | None]], *, kind: str, prefix: str, names: LabelNames
+) -> Iterator[Metric]:
+    """What every run, or key owner, may use and has used; what the later ones used is summed."""
+    named = names.own(spendings)
+    limit = GaugeMetricFamily(
+        f"teacher_{prefix}budget_limit", f"Most attempts of a {kind} with a budget", labels=(kind,)
+    )
+    used = GaugeMetricFamily(f"teacher_{prefix}budget_used", f"Attempts that a {kind} has made", labels=(kind,))
+    calls = CounterMetricFamily(f"teacher_{kind}_calls", f"Teacher calls that a {kind} has paid for", labels=(kind,))
+    for name in named:
+        if spendings[name]["budget"] is not None:
+            limit.add_metric((name,), _number(spendings[name]["budget"]))
+        used.add_metric((name,), _number(spendings[name]["attempts"]))
+        calls.add_metric((name,), _number(spendings[name]["teacher_calls"]))
+    if others := [spending for name, spending in spendings.items() if name not in named]:
+        used.add_metric((LATER,), sum(_number(spending["attempts"]) for spending in others))
+        calls.add_metric((LATER,), sum(_number(spending["teacher_calls"]) for spending in others))
+    yield from (limit, used, calls)
 
 
 def _totals(ledger: Mapping[str, Any]) -> Iterator[Metric]:

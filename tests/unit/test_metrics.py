@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cache.writer import CacheWriter
 from shared.fake_teacher import FakeTeacher
-from teacher_server import ledger_metrics
+from teacher_server import label_names
 from teacher_server.app import create_app
-from teacher_server.ledger_metrics import LATER_RUNS
+from teacher_server.label_names import LATER
 from teacher_server.log_lines import JsonLines, TextLines
 from teacher_server.settings import ServerSettings
 
@@ -95,7 +95,7 @@ def test_each_application_counts_for_itself_and_as_its_ledger_does(tmp_path: Pat
 
 
 def test_nothing_that_callers_write_makes_new_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_metrics, "MOST_RUNS", 10)
+    monkeypatch.setattr(label_names, "MOST_NAMES", 10)
 
     async def story(client: httpx.AsyncClient) -> None:
         for number in range(15):
@@ -112,7 +112,7 @@ def test_nothing_that_callers_write_makes_new_series(tmp_path: Path, monkeypatch
         assert ("teacher_run_calls_total", "run-1") in before
         runs = {name[1] for name in after if name[0] == "teacher_run_calls_total"}
         assert len(runs) == 11
-        assert LATER_RUNS in runs
+        assert LATER in runs
         # Runs that come first in the alphabet push none out: a counter never falls.
         assert runs == {name[1] for name in before if name[0] == "teacher_run_calls_total"}
         new = {name[2:] for name in after.keys() - before.keys() if name[0] == "teacher_requests_total"}
