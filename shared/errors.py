@@ -71,6 +71,13 @@ class UnauthorizedError(InputError):
     status = 401
 
 
+class ForbiddenError(InputError):
+    """A known API key that may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
 class OutputNotCachedError(InputError):
     """An output that this cache was not created with."""
 

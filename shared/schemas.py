@@ -28,7 +28,9 @@ class LogitsRequest(StrictModel):
     rows: list[Row] = Field(description="rows of the data set, in any order", examples=[[0, 7]])
     view: Row = Field(default=0, description="which deterministic rendering; 0 is the evaluation view")
     outputs: list[Name] = Field(default=["logits"], min_length=1, max_length=64, description="what to return")
-    run: Name = Field(default="default", description="who pays for teacher calls")
+    run: Name | None = Field(
+        default=None, description="who pays for teacher calls; without one the first run of the key, else default"
+    )
 
 
 class BudgetRequest(StrictModel):

@@ -14,7 +14,9 @@ from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
 from teacher_server.direct_routes import direct_routes
+from teacher_server.access import Access
 from teacher_server.guard import Guard
+from teacher_server.key_ring import KeyRing
 from teacher_server.ledger_metrics import LedgerCollector
 from teacher_server.metrics import Metrics
 from teacher_server.oip_routes import router as model_router
@@ -28,6 +30,8 @@ from teacher_server.service import Service
 from teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+
+ROUTERS = (answers_router, state_router, server_router, model_router)
 
 
 def create_app(
@@ -46,6 +50,7 @@ def create_app(
     metrics = Metrics()
     service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs, observer=metrics)
     metrics.watch(LedgerCollector(service))
+    access = Access(KeyRing(settings.api_key_file, admit=service.admit_key) if settings.api_key_file else None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,12 +69,13 @@ def create_app(
     )
     app.state.service = service
     app.state.metrics = metrics
-    for router in (answers_router, state_router, server_router, model_router):
+    app.state.access = access
+    for router in ROUTERS:
         app.router.routes.extend(direct_routes(router))
-    for router in (answers_router, state_router, server_router, model_router):
+    for router in ROUTERS:
         app.include_router(router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, access=access)
     # The last one added is the first one asked: what the guard refuses is recorded too.
     app.add_middleware(RequestRecorder, metrics=metrics)
     app.exception_handler(TeachonceError)(_expected)
@@ -80,7 +86,7 @@ def create_app(
 
 
 async def _reference(request: Request) -> Response:
-    return JsonReply(reference(request.app))
+    return JsonReply(reference(request.app, with_keys=request.app.state.access.ring is not None))
 
 
 async def _expected(request: Request, error: TeachonceError) -> Response:

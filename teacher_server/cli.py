@@ -11,6 +11,7 @@ from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, INPUT_GRAD, map_number
+from teacher_server.key_command import app as key_app
 from teacher_server.log_lines import LogFormat, LogLevel, set_up_log
 from teacher_server.opening import RowOptions, TeacherOptions
 from teacher_server.options import (
@@ -49,6 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run the teacher once, keep everything it said.",
 )
+app.add_typer(key_app, name="key")
 
 
 @app.command(context_settings={"auto_envvar_prefix": "TEACHONCE"})
@@ -76,7 +78,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     allowed_host: Annotated[list[str] | None, typer.Option(help="name that a Host header may hold; repeatable")] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="keys, one per line; made with a fresh one if absent")
+        Path | None, typer.Option(help="keys that may ask, made by teacher-server key; empty: nobody yet")
     ] = None,
     batch: Batch = 256,
     max_delay_ms: MaxDelay = 2.0,
@@ -89,14 +91,16 @@ def serve(
 ) -> None:
     """Answer over HTTP; SIGTERM finishes and keeps what was asked."""
     # Here, so that `--help` and the other commands do not load a web framework.
-    from teacher_server.keys import load_keys
+    from teacher_server.key_editing import prepare_key_file
     from teacher_server.serve import RunBudgets, serve_until_signal
     from teacher_server.settings import AnsweringSettings, ServerSettings
 
     set_up_log(log_format, level=log_level)
+    if api_key_file is not None:
+        prepare_key_file(api_key_file)
     settings = ServerSettings(
         host=host,
-        key_digests=load_keys(api_key_file) if api_key_file else (),
+        api_key_file=api_key_file,
         allowed_hosts=frozenset(name.lower() for name in allowed_host or ()),
         max_body_bytes=max_body_mb * 2**20,
         deadline_s=deadline_s,

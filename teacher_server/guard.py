@@ -5,9 +5,9 @@ import re
 import secrets
 from contextlib import suppress
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cache.payer import LOCAL_OWNER
 from shared.errors import (
     InputError,
     SlowBodyError,
@@ -16,13 +16,12 @@ from shared.errors import (
     UnauthorizedError,
     UnsupportedTypeError,
 )
-from teacher_server.keys import is_known_key
+from teacher_server.access import Access, wants_login
+from teacher_server.permissions import check_permission, is_open
 from teacher_server.replies import error_reply
 from teacher_server.request_record import note_error
 from teacher_server.settings import ServerSettings, is_loopback
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""Answered without a key: probes carry none."""
 COMPRESSED_PATHS = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Routes that inflate a body themselves, within the limit of a plain one."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -34,8 +33,9 @@ MAX_HEADER_BYTES = 32 * 1024
 class Guard:
     """ASGI middleware; answers what it refuses itself, and gives every request an id and every reply its header."""
 
-    def __init__(self, app: ASGIApp, *, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, *, settings: ServerSettings, access: Access) -> None:
         self.app = app
+        self.access = access
         self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,8 +45,7 @@ class Guard:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         request_id = _request_id(_values(headers, b"x-request-id"))
-        # Keys have no names yet: whoever may ask is one owner.
-        scope.setdefault("state", {}).update(request_id=request_id, owner=LOCAL_OWNER)
+        scope.setdefault("state", {}).update(request_id=request_id)
         body = LimitedBody(receive, max_bytes=self.settings.max_body_bytes, timeout_s=self.settings.body_timeout_s)
 
         async def send_with_id(message: Message) -> None:
@@ -55,8 +54,11 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["path"], headers=headers)
+            await self._check(scope, headers=headers)
         except TeachonceError as error:
+            if isinstance(error, UnauthorizedError) and wants_login(scope):
+                await RedirectResponse("/login", status_code=303)(scope, receive, send_with_id)
+                return
             note_error(scope, code=error.code, message=str(error))
             # Who asked whether to send the body has not begun; reading would invite it.
             if isinstance(error, TooLargeError) and not _values(headers, b"expect"):
@@ -65,13 +67,16 @@ class Guard:
         else:
             await self.app(scope, body.receive, send_with_id)
 
-    def _check(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
-        """Raise for a request that no route may see; ``path`` is the one that routing uses."""
+    async def _check(self, scope: Scope, *, headers: list[tuple[bytes, bytes]]) -> None:
+        """Raise for a request that no route may see; else note whose it is. The path is the one that routing uses."""
+        path = scope["path"]
         if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
             raise InputError(f"headers over {MAX_HEADER_BYTES} bytes; send fewer or shorter ones")
         self._check_host(_values(headers, b"host"))
-        if path not in OPEN_PATHS:
-            self._check_key(_values(headers, b"authorization"))
+        if not is_open(path):
+            key = await self.access.caller(scope)
+            scope["state"].update(key=key, owner=key.name)
+            check_permission(key, method=scope["method"], path=path)
         self._check_body_headers(path, headers=headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:
@@ -82,15 +87,8 @@ class Guard:
         if name in LOOPBACK_NAMES or name in self.settings.allowed_hosts:
             return
         # Off loopback every caller shows a key, which a rebound page in a browser cannot have.
-        if not (self.settings.key_digests and not is_loopback(self.settings.host)):
+        if is_loopback(self.settings.host) or self.access.ring is None:
             raise InputError(f"this server is not {name[:80]!r}; add --allowed-host {name[:80]} if it should be")
-
-    def _check_key(self, values: list[bytes]) -> None:
-        if not self.settings.key_digests:
-            return
-        scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-        if scheme.lower() != b"bearer" or not is_known_key(token.strip(), digests=self.settings.key_digests):
-            raise UnauthorizedError("no known API key; send one header: Authorization: Bearer KEY")
 
     def _check_body_headers(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}

@@ -1,49 +1,63 @@
-"""API keys: a file of them, held as digests, compared in constant time."""
+"""API keys: who may ask, for what, under which runs and how often. A key itself is kept nowhere, only its digest."""
 
-import logging
-import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
-from pathlib import Path
 
-from shared.errors import InputError
-
-log = logging.getLogger(__name__)
-
-MIN_KEY_CHARACTERS = 16
+from cache.payer import LOCAL_OWNER
 
 
-def load_keys(path: Path) -> tuple[bytes, ...]:
-    """SHA-256 of every key in the file: one per line, ``#`` starts a comment. A missing file is made with one key."""
-    if not path.exists():
-        _create(path)
-    if path.stat().st_mode & 0o077:
-        log.warning("others can read the API keys in %s; run: chmod 600 %s", path, path)
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read API keys from {path}: {type(error).__name__}; one ASCII key per line") from error
-    keys = [key for line in lines if (key := line.split("#")[0].strip())]
-    short = [number for number, key in enumerate(keys, start=1) if len(key) < MIN_KEY_CHARACTERS]
-    if short or not keys:
-        found = f"key {short[0]} is too short" if short else "no key found"
-        raise InputError(f"{found} in {path}: one key per line, {MIN_KEY_CHARACTERS} characters or more")
-    return tuple(sha256(key.encode()).digest() for key in keys)
+class Scope(StrEnum):
+    """What a key is for; `permissions` has the routes of each."""
+
+    INFER = "infer"
+    METRICS = "metrics"
+    ADMIN = "admin"
 
 
-def is_known_key(token: bytes, *, digests: Sequence[bytes]) -> bool:
-    """Whether ``token`` is one of the keys; takes the same time whichever it is."""
-    digest = sha256(token).digest()
-    # sum, not any: every key is compared, also after a match.
-    return sum(compare_digest(digest, known) for known in digests) > 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """One key: its name is the owner that the ledger counts for."""
+
+    name: str
+    digest: bytes
+    """SHA-256 of the key."""
+    scopes: frozenset[Scope]
+    runs: tuple[str, ...] | None = None
+    """Runs that it may spend under; None = any."""
+    budget: int | None = None
+    """Most attempts under its name, in all runs and for ever; None = as its runs allow."""
+    made: str | None = None
+    """When, in UTC; None = typed by hand."""
+
+    def may_use(self, run: str) -> bool:
+        """Whether it may spend under a run."""
+        return self.runs is None or run in self.runs
 
 
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        # The key alone, so that `cat FILE` gives what a client has to send.
-        file.write(f"{secrets.token_urlsafe(32)}\n")
-    log.warning("made a fresh API key in %s; send it as: Authorization: Bearer KEY", path)
+ANYONE = ApiKey(name=LOCAL_OWNER, digest=b"", scopes=frozenset({Scope.ADMIN}))
+"""Who asks a server without keys."""
+
+
+def new_secret() -> str:
+    """A fresh key, 256 bits."""
+    return f"to_{secrets.token_urlsafe(32)}"
+
+
+def digest_of(secret: bytes) -> bytes:
+    """What is kept of a key."""
+    return sha256(secret).digest()
+
+
+def find_key(secret: bytes, *, keys: Iterable[ApiKey]) -> ApiKey | None:
+    """The key that ``secret`` is; takes the same time whichever it is."""
+    digest = digest_of(secret)
+    found = None
+    for key in keys:
+        # Every key is compared, also after a match.
+        if compare_digest(digest, key.digest):
+            found = key
+    return found

@@ -24,6 +24,7 @@ from teacher_server.oip_schemas import (
 )
 from teacher_server.oip_tensors import pack_answer, read_request, read_tensor
 from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
+from teacher_server.paying import paying_run
 from teacher_server.questions import Question, image_list
 from teacher_server.reading import expect_type, read_query
 from teacher_server.replies import JsonReply
@@ -113,11 +114,11 @@ async def infer(request: Request) -> Response:
     name, tensor = await asyncio.to_thread(read_tensor, asked, tail) if not tail else read_tensor(asked, tail)
     question = await _question(service, asked=asked, name=name, tensor=tensor)
     outputs = _outputs(asked, question=question)
-    request.state.run, request.state.images = service.check_run(asked.parameters.run), len(question)
+    request.state.images = len(question)
     answers = await service.answering.answer(
         question,
         outputs=outputs,
-        run=request.state.run,
+        run=paying_run(request, asked=asked.parameters.run),
         owner=request.state.owner,
         timeout_s=_timeout_s(asked, service=service),
     )

@@ -23,7 +23,9 @@ class RequestParameters(StrictModel):
         default=None, description="NAME/SPLIT that 'row' belongs to", examples=["digits/train"]
     )
     view: Row = Field(default=0, description="which deterministic rendering of the rows; 0 is the evaluation view")
-    run: Name = Field(default="default", description="who pays for teacher calls")
+    run: Name | None = Field(
+        default=None, description="who pays for teacher calls; without one the first run of the key, else default"
+    )
     timeout: Size = Field(default=0, description="microseconds until 504; 0 = as long as the server waits")
     binary_data_output: bool = Field(default=False, description="outputs as binary where they do not say themselves")
 

@@ -8,11 +8,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from shared.schemas import ErrorBody
+from teacher_server.permissions import is_open
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REFERENCE = "#/components/schemas/{model}"
-ALWAYS = (400, 401, 500)
-"""Any request may carry a wrong host or key, or meet our own mistake."""
+ALWAYS = (400, 401, 403, 500)
+"""Any request may carry a wrong host, no key or one for something else, or meet our own mistake."""
 ANSWERING = (402, 404, 408, 413, 415, 503, 504, 507)
 """What a question about uncached images may meet besides."""
 
@@ -55,8 +56,11 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"application/json": {"schema": model.model_json_schema(ref_template=REFERENCE)}}
 
 
-def reference(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of an application, without the 422 that FastAPI adds and no route ever sends."""
+def reference(app: FastAPI, *, with_keys: bool = False) -> dict[str, Any]:
+    """The OpenAPI document of an application, without the 422 that FastAPI adds and no route ever sends.
+
+    ``with_keys``: all but the open paths want an API key.
+    """
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -64,6 +68,11 @@ def reference(app: FastAPI) -> dict[str, Any]:
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 # What a body's model is made of is looked up there.
                 document["components"]["schemas"] |= content["schema"].get("$defs", {})
+    if with_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if is_open(path) else [{"key": []}]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

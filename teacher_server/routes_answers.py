@@ -15,10 +15,11 @@ from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
 from teacher_server.beside import run_beside
 from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
+from teacher_server.paying import paying_run
 from teacher_server.questions import Pixels, Question, image_list
 from teacher_server.reading import expect_type, read_integer, read_json, read_query
 from teacher_server.replies import answer_reply
-from teacher_server.service import DEFAULT_RUN, Service
+from teacher_server.service import Service
 
 router = APIRouter(prefix="/v1")
 
@@ -29,7 +30,7 @@ class OutputsAndRun(TypedDict):
     """What to return, and who pays."""
 
     outputs: list[str]
-    run: str
+    run: str | None
 
 
 @router.post(
@@ -95,14 +96,14 @@ async def ask_images(request: Request) -> Response:
 
 
 async def _answer(
-    request: Request, *, question: Question, outputs: list[str], run: str, fields: Mapping[str, object]
+    request: Request, *, question: Question, outputs: list[str], run: str | None, fields: Mapping[str, object]
 ) -> Response:
     service = _service(request)
-    request.state.run, request.state.images = service.check_run(run), len(question)
+    request.state.images = len(question)
     answers = await service.answering.answer(
         question,
         outputs=outputs,
-        run=run,
+        run=paying_run(request, asked=run),
         owner=request.state.owner,
         timeout_s=service.settings.deadline_s,
     )
@@ -121,7 +122,7 @@ def _service(request: Request) -> Service:
 
 def _outputs_and_run(query: Mapping[str, str]) -> OutputsAndRun:
     """What a request whose body is not JSON says about them."""
-    return {"outputs": query.get("outputs", "logits").split(","), "run": query.get("run", DEFAULT_RUN)}
+    return {"outputs": query.get("outputs", "logits").split(","), "run": query.get("run")}
 
 
 def _unpack_images(body: bytes) -> list[Pixels]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cache.handle import CacheHandle
 from cache.layout import UPLOADS as UPLOADS_NAME
+from cache.payer import LOCAL_OWNER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.descriptions import DatasetDescription
@@ -17,6 +18,7 @@ from shared.pixels import DECODER
 from shared.teacher import Teacher
 from teacher_server.answering import Answering
 from teacher_server.beside import run_beside
+from teacher_server.keys import ApiKey
 from teacher_server.observer import Observer
 from teacher_server.questions import ImagesQuestion, Pixels, RowsQuestion
 from teacher_server.settings import ServerSettings
@@ -95,6 +97,14 @@ class Service:
         if name not in self._runs:
             raise UnknownNameError(f"unknown run {name[:80]!r}; make it with PUT /v1/runs/NAME, or leave run out")
         return name
+
+    def admit_key(self, key: ApiKey) -> None:
+        """Make the runs of an API key and give its owner its budget, in a thread that may wait for a commit."""
+        for run in key.runs or ():
+            self._writer.ensure_run(run)
+            self._runs.add(run)
+        if key.name != LOCAL_OWNER:
+            self._writer.bound_owner(key.name, key.budget)
 
     async def ledger(self) -> dict[str, Any]:
         """Counts of everything asked, as ``GET /v1/ledger`` shows them."""

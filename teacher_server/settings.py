@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 
 from shared.errors import InputError
 
@@ -32,8 +33,8 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     """Address to bind."""
-    key_digests: tuple[bytes, ...] = ()
-    """SHA-256 of every accepted API key; empty = no key is asked for."""
+    api_key_file: Path | None = None
+    """File of the accepted API keys; None = no key is asked for."""
     allowed_hosts: frozenset[str] = frozenset()
     """Names that a Host header may hold besides the loopback ones."""
     max_body_bytes: int = 64 * 2**20
@@ -48,7 +49,7 @@ class ServerSettings:
     """How questions become batches."""
 
     def __post_init__(self) -> None:
-        if not self.key_digests and not is_loopback(self.host):
+        if self.api_key_file is None and not is_loopback(self.host):
             raise InputError(
                 f"refusing to listen on {self.host} without API keys; add --api-key-file FILE, or use --host 127.0.0.1"
             )

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from disk_faults import FaultyProcesses
 from PIL import Image
+from typer.testing import CliRunner
+
+from teacher_server.cli import app
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,18 @@ def run_server_command() -> Callable[..., "subprocess.CompletedProcess[str]"]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make_key() -> Callable[..., str]:
+    """``teacher-server key ...`` in this process; returns what it printed, such as a key."""
+
+    def make(*arguments: str) -> str:
+        ran = CliRunner().invoke(app, ["key", *arguments])
+        assert ran.exit_code == 0, (ran.output, ran.exception)
+        return str(ran.stdout).strip()
+
+    return make
 
 
 def write_images(folder: Path, *, count: int, size: int = 8) -> Path:

@@ -263,7 +263,7 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
         "/v2/models/{model}/versions/{version}/infer",
         "/v2/models/{model}/versions/{version}/ready",
     }
-    asking = {"200", "400", "401", "402", "404", "408", "413", "415", "500", "503", "504", "507"}
+    asking = {"200", "400", "401", "402", "403", "404", "408", "413", "415", "500", "503", "504", "507"}
     assert set(paths["/v1/logits"]["post"]["responses"]) == asking
     assert set(paths["/v1/images"]["post"]["responses"]) == asking
     assert set(paths["/v2/models/{model}/versions/{version}/infer"]["post"]["responses"]) == asking

@@ -17,11 +17,15 @@ from teacher_server.settings import ServerSettings
 JSON = {"content-type": "application/json"}
 
 
-def with_client(path: Path, story: Callable[[httpx.AsyncClient, Any], Coroutine[Any, Any, Any]]) -> Any:
+def with_client(
+    path: Path,
+    story: Callable[[httpx.AsyncClient, Any], Coroutine[Any, Any, Any]],
+    settings: ServerSettings = ServerSettings(),  # noqa: B008 - a frozen value
+) -> Any:
     """Run a story against an application on a cache in ``path``."""
 
     async def inside(writer: CacheWriter) -> Any:
-        app = create_app(ServerSettings(), teacher=FakeTeacher(classes=10), datasets=[], writer=writer)
+        app = create_app(settings, teacher=FakeTeacher(classes=10), datasets=[], writer=writer)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),

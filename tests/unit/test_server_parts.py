@@ -1,7 +1,6 @@
-"""The server's small parts: keys, settings, queue, wire, client retries."""
+"""The server's small parts: settings, queue, wire, client retries."""
 
 import asyncio
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,48 +23,16 @@ from shared.schemas import LogitsRequest, parse_body
 from shared.sizes import readable_size
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
 from teacher_server.guard import LimitedBody
-from teacher_server.keys import is_known_key, load_keys
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.serving import bind
 from teacher_server.settings import AnsweringSettings, ServerSettings
-
-
-def test_a_missing_key_file_is_made_private_with_one_key_that_works(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "keys"
-    digests = load_keys(path)
-    key = path.read_text().splitlines()[-1]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert is_known_key(key.encode(), digests=digests)
-    assert not is_known_key(key[:-1].encode(), digests=digests)
-    assert load_keys(path) == digests
-
-
-def test_every_key_of_a_file_works_and_comments_do_not(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("# mine\n" + "a" * 16 + "\n\n" + "b" * 20 + "  # hers\n")
-    path.chmod(0o600)
-    digests = load_keys(path)
-    assert [is_known_key(token, digests=digests) for token in (b"a" * 16, b"b" * 20, b"# mine", b"")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-
-
-@pytest.mark.parametrize("text", ["", "# nothing\n", "short\n", "ä" * 20])
-def test_a_key_file_without_good_keys_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "keys"
-    path.write_text(text)
-    with pytest.raises(InputError, match="per line"):
-        load_keys(path)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.1", "::", "192.168.0.1", "example.com", "127.0.0.1.example.com", ""])
 def test_settings_refuse_an_open_address_without_keys(host: str) -> None:
     with pytest.raises(InputError, match="--api-key-file"):
         ServerSettings(host=host)
-    assert ServerSettings(host=host, key_digests=(b"x",)).host == host
+    assert ServerSettings(host=host, api_key_file=Path("keys")).host == host
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
