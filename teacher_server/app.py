@@ -13,8 +13,8 @@ from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import TeachonceError
 from shared.teacher import Teacher
-from teacher_server.direct_routes import direct_routes
 from teacher_server.access import Access
+from teacher_server.direct_routes import direct_routes
 from teacher_server.guard import Guard
 from teacher_server.key_ring import KeyRing
 from teacher_server.ledger_metrics import LedgerCollector
@@ -25,13 +25,14 @@ from teacher_server.openapi import reference
 from teacher_server.replies import JsonReply, error_reply, plain_error
 from teacher_server.request_record import RequestRecorder, note_error
 from teacher_server.routes_answers import router as answers_router
+from teacher_server.routes_login import router as login_router
 from teacher_server.routes_state import router as state_router
 from teacher_server.service import Service
 from teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (answers_router, state_router, server_router, model_router)
+ROUTERS = (answers_router, state_router, login_router, server_router, model_router)
 
 
 def create_app(

@@ -1,4 +1,4 @@
-"""A real server and its API keys: who may ask what, under which run and how often."""
+"""A real server and its API keys: who may ask what, under which run and how often, and the login of a browser."""
 
 import io
 import stat
@@ -223,3 +223,65 @@ def test_the_budget_of_a_key_is_exact_under_concurrency_and_after_a_restart(
     assert keys.rows(secrets[0], left[1:2]).status_code == 200
     assert owner("ada") == (31, 31, 31, 0)
     client.close()
+
+
+HTML = {"accept": "text/html,application/xhtml+xml"}
+
+
+def test_a_browser_logs_in_looks_and_is_out_when_its_key_ends(keys: Keys) -> None:
+    key, infer = keys.make("web"), keys.make("no-eyes", "--scope", "infer")
+    with httpx.Client(base_url=keys.server.url, headers=HTML) as browser:
+        for path in ("/", "/docs"):
+            sent = browser.get(path)
+            assert (sent.status_code, sent.headers["location"]) == (303, "/login")
+        page = browser.get("/login")
+        assert page.status_code == 200
+        assert 'autocomplete="current-password"' in page.text
+        for wrong, status in (("wrong", 401), ("", 401), ("\xe4<b>", 401), (infer, 403)):
+            again = browser.post("/login", data={"key": wrong})
+            assert (again.status_code, again.headers["content-type"]) == (status, "text/html; charset=utf-8")
+            assert 'name="key"' in again.text
+            assert wrong == "" or wrong not in again.text
+        for answer in (page, again):
+            assert answer.headers["content-security-policy"] == "default-src 'self'; frame-ancestors 'none'"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["cache-control"] == "no-store"
+        assert browser.post("/login", data={"key": "x" * 5000}).status_code == 413
+        assert browser.post("/login", json={"key": key}).status_code == 415
+        assert browser.post("/login", data={"key": key}, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert not browser.cookies
+
+        entered = browser.post("/login", data={"key": f" {key} "})
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        cookie = entered.headers["set-cookie"].lower().split("; ")
+        assert cookie[0].startswith("teachonce_session=")
+        assert len(cookie[0]) > 18 + 40
+        assert key.lower() not in cookie[0]
+        assert set(cookie[1:]) == {"httponly", "max-age=43200", "path=/", "samesite=strict"}
+
+        assert browser.get("/v1/ledger").status_code == 200
+        assert browser.get("/").status_code not in (303, 401, 403)
+        forbidden = [
+            browser.post("/v1/logits", json={"dataset": "pictures/train", "rows": [39]}),
+            browser.put("/v1/runs/default", json={"budget": 0}),
+            browser.get("/v1/nothing"),
+        ]
+        assert [(one.status_code, one.json()["code"]) for one in forbidden] == [(403, "forbidden")] * 3
+        assert refused(browser.get("/v1/ledger", headers={"authorization": "Bearer wrong"}))
+
+        token = browser.cookies["teachonce_session"]
+        left = browser.post("/logout")
+        assert (left.status_code, left.headers["location"]) == (303, "/login")
+        assert not browser.cookies
+        assert refused(browser.get("/v1/ledger", headers={"cookie": f"teachonce_session={token}"}))
+
+        browser.post("/login", data={"key": key})
+        assert browser.get("/v1/ledger").status_code == 200
+        key = keys.rotate("web")
+        assert refused(browser.get("/v1/ledger"))
+        assert browser.get("/").headers["location"] == "/login"
+        browser.post("/login", data={"key": key})
+        assert browser.get("/v1/ledger").status_code == 200
+        keys.revoke("web")
+        assert refused(browser.get("/v1/ledger"))

@@ -70,3 +70,33 @@ def test_our_own_mistake_is_found_in_the_log_by_its_request_id(
     assert answer.headers["x-request-id"] == "find-me"
     assert "secret" not in answer.text
     assert any("find-me" in record.getMessage() for record in caplog.records)
+
+
+def test_a_server_without_keys_needs_no_login(tmp_path: Path) -> None:
+    async def story(client: httpx.AsyncClient, _: Any) -> list[httpx.Response]:
+        return [await client.get("/login"), await client.post("/login", data={"key": "x"})]
+
+    for answer in with_client(tmp_path / "store", story):
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_login_over_tls_stays_there_and_its_server_says_that_it_wants_keys(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("plainplainplainplain\n")
+    headers = {"authorization": "Bearer plainplainplainplain"}
+
+    async def story(client: httpx.AsyncClient, _: Any) -> tuple[httpx.Response, httpx.Response]:
+        entered = await client.post("https://localhost/login", data={"key": "plainplainplainplain"})
+        return entered, await client.get("/openapi.json", headers=headers)
+
+    entered, told = with_client(tmp_path / "store", story, ServerSettings(api_key_file=keys))
+    assert "secure" in entered.headers["set-cookie"].lower().split("; ")
+    document = told.json()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    asked = {path: operation["security"] for path, by in document["paths"].items() for operation in by.values()}
+    assert {path for path, security in asked.items() if not security} == {
+        "/healthz",
+        "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
