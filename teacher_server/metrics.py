@@ -1,6 +1,7 @@
 """What Prometheus is told: how often and how long, observed in this process; how much, read from the ledger.
 
-Every application has a registry of its own. Nothing a caller writes becomes a label, but for names of runs that exist.
+Every application has a registry of its own. Nothing a caller writes becomes a label, but for names of runs and
+keys that exist.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from teacher_server.label_names import LabelNames
 from teacher_server.observer import Observer
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
@@ -32,6 +34,13 @@ class Metrics(Observer):
             ("route", "method", "code"),
             registry=self._registry,
         )
+        self._owner_requests = Counter(
+            "teacher_owner_requests_total",
+            "Requests with a key, by its name; local = on a server without keys",
+            ("owner",),
+            registry=self._registry,
+        )
+        self._owner_names = LabelNames()
         self._request_seconds = Histogram(
             "teacher_request_seconds",
             "From the headers of a request to the end of its answer",
@@ -93,6 +102,10 @@ class Metrics(Observer):
     def committed(self, seconds: float) -> None:
         """See `Observer`."""
         self._commit_seconds.observe(seconds)
+
+    def asked_by(self, owner: str) -> None:
+        """One request of a key's owner."""
+        self._owner_requests.labels(self._owner_names.label(owner)).inc()
 
     def answered(self, *, route: str | None, method: str, status: int, seconds: float, error: str | None) -> None:
         """One request: ``route`` is the template of its path, None where none fits; ``error`` the code of an error."""

@@ -47,6 +47,8 @@ class RequestRecorder:
         code, message = state.get("error", (None, None) if reply else ("internal", None))
         route = getattr(scope.get("route"), "path", None)
         self.metrics.answered(route=route, method=scope["method"], status=status, seconds=seconds, error=code)
+        if owner := state.get("owner"):
+            self.metrics.asked_by(owner)
         level = _level(status, route=route)
         if not log.isEnabledFor(level):
             return

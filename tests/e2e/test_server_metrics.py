@@ -9,13 +9,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 def test_metrics_count_as_the_ledger_does_also_after_a_restart(
-    launch_server: Callable, tmp_path: Path, pictures: Path
+    launch_server: Callable, make_key: Callable, tmp_path: Path, pictures: Path
 ) -> None:
     keys, file = tmp_path / "keys", tmp_path / "server.toml"
     file.write_text(f'dataset = "folder:{pictures}"\nlog-format = "json"\nrun = ["paper=8"]\n')
     options = ("--config", str(file), "--api-key-file", str(keys))
+    key = make_key("make", "ada", "--budget", "7", "--file", str(keys))
     server = launch_server(tmp_path / "store", *options)
-    key = keys.read_text().strip()
     headers = {"authorization": f"Bearer {key}"}
 
     def ask(rows: list[int]) -> int:
@@ -44,6 +44,11 @@ def test_metrics_count_as_the_ledger_does_also_after_a_restart(
     assert told[:2] == [5, 5]
     now = scrape()
     assert (now["teacher_budget_limit", "paper"], now["teacher_budget_used", "paper"]) == (8, 5)
+    assert (now["teacher_owner_budget_limit", "ada"], now["teacher_owner_budget_used", "ada"]) == (7, 5)
+    assert now["teacher_owner_calls_total", "ada"] == 5
+    # Four answers, the ledger and two scrapes before this one; who showed no key has no name.
+    assert now["teacher_owner_requests_total", "ada"] == 6
+    assert ("teacher_owner_requests_total", "local") not in now
     assert now["teacher_requests_total", "200", "POST", "/v1/logits"] == 3
     assert now["teacher_rejected_total", "budget_exhausted"] == now["teacher_rejected_total", "unauthorized"] == 1
     assert server.stop() == 0
@@ -57,6 +62,7 @@ def test_metrics_count_as_the_ledger_does_also_after_a_restart(
         (402, 4, None),
     ]
     assert asked[-1]["code"] == "budget_exhausted"
+    assert {line["owner"] for line in asked} == {"ada"}
     assert len({line["request_id"] for line in asked}) == 4
     assert key not in server.log.read_text()
 
