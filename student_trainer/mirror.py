@@ -212,4 +212,7 @@ def read_api_key(path: Path | None) -> str | None:
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise InputError(f"the API key file {path} holds no key; one key per line")
+    if keys[0].startswith("{"):
+        # The server's own file: nobody can tell a key from its digest.
+        raise InputError(f"{path} is a server's file of digests; give one with the key that teacher-server key printed")
     return keys[0]

@@ -161,6 +161,10 @@ def test_a_server_with_keys_wants_one(tmp_path: Path) -> None:
         )
         with pytest.raises(UnauthorizedError):
             train(config)
+        digests = tmp_path / "digests"
+        digests.write_text('{"name": "ada"}\n')
+        with pytest.raises(InputError, match="a server's file of digests"):
+            train(replace(config, api_key_file=digests))
         assert train(replace(config, api_key_file=keys)).rows == 16
 
 
