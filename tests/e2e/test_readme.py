@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -83,7 +84,7 @@ def test_every_command_of_the_readme_works_in_order(tmp_path: Path) -> None:
 def test_the_commands_run_elsewhere_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
     assert set(re.findall(r"^make ([a-z]+)", "".join(blocks("bash")), flags=re.MULTILINE)) <= targets
-    services = set(re.findall(r"^  ([a-z]+):$", (REPOSITORY / "docker-compose.yml").read_text(), flags=re.MULTILINE))
+    services = set(yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"])
     named = re.findall(
         r"^docker compose (?:exec|run --rm|up [^#]*?--wait) ([a-z]+)", "".join(blocks("bash")), flags=re.MULTILINE
     )
