@@ -43,6 +43,7 @@ def scrape(folder: Path) -> str:
 
     with CacheWriter.open(folder) as writer:
         writer.set_total_budget(100)
+        writer.set_owner_budget("local", 50)
         return asyncio.run(story(writer))
 
 
