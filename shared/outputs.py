@@ -3,7 +3,7 @@
 Shape key: C channels, H height, W width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.errors import InputError
@@ -55,3 +55,25 @@ def check_offered(names: Iterable[str], *, offered: Iterable[str], teacher: str)
             lacks = map_number(name) is not None and not any(other.startswith(MAPS) for other in offered)
             without = "; it has no feature maps" if lacks else ""
             raise InputError(f"teacher {teacher} cannot give {name[:80]!r}; it gives {', '.join(offered)}{without}")
+
+
+def forms_of(
+    widths: Mapping[str, int],
+    *,
+    map_shapes: Sequence[tuple[int, ...]],
+    input_size: tuple[int, int],
+    image_size: tuple[int, int] | None,
+) -> dict[str, OutputForm]:
+    """All that a network says, by name, given ``widths`` of vectors, shapes [C, H, W] of its maps and its input's size.
+
+    ``image_size`` (H, W) of images where all of this depends on it; None where every image is resized.
+    """
+    sized = {} if image_size is None else {"image_height": image_size[0], "image_width": image_size[1]}
+    forms = {name: OutputForm(shape=(width,)) for name, width in widths.items()}
+    for number, shape in enumerate(map_shapes):
+        forms[f"{MAPS}{number}"] = OutputForm(shape=shape, attributes=sized)
+    for number, (_, height, width) in enumerate(map_shapes):
+        sides = {"height": height, "width": width}
+        forms[f"{ATTENTION}{number}"] = OutputForm(shape=(height * width,), attributes=sides | sized)
+    forms[INPUT_GRAD] = OutputForm(shape=(3, *input_size), attributes=sized)
+    return forms

@@ -8,14 +8,16 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from shared.descriptions import TeacherDescription
 from shared.errors import InputError
-from shared.identity import weights_digest
+from shared.identity import teacher_id, weights_digest
 from shared.models.build import build_model, import_timm, parse_spec, python_file
 from shared.models.checkpoint import (
     COUNTER,
@@ -63,6 +65,26 @@ class Network:
     """From canonical pixels to the network."""
     batch: int | None = None
     """The only B that the network takes; None where it takes any."""
+
+    def describe(self, precision: str) -> TeacherDescription:
+        """What a cache records about the teacher that computes in ``precision``."""
+        preprocessing, classes = self.preprocessing.to_json(), self.model.classes
+        return TeacherDescription(
+            id=teacher_id(
+                arch=self.arch,
+                weights=self.weights,
+                preprocessing=preprocessing,
+                precision=precision,
+                classes=classes,
+            ),
+            arch=self.arch,
+            weights=self.weights,
+            preprocessing=preprocessing,
+            precision=precision,
+            classes=classes,
+            features=self.model.feature_width,
+            libraries={name: version(name) for name in ("torch", "pillow", "numpy")},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
