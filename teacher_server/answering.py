@@ -119,6 +119,11 @@ class Answering:
         """Of these, the ones that no batch has taken yet."""
         return self._batcher.queue_images
 
+    @property
+    def batches_under_way(self) -> int:
+        """Full batches that keep the teacher busy."""
+        return self._batcher.batches_under_way
+
     async def drain(self) -> None:
         """Refuse new questions, finish and commit what was asked."""
         self._draining = True

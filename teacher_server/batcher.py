@@ -1,12 +1,13 @@
-"""Forms batches of images and runs the teacher on them: the only place in the server that does.
+"""Forms batches of images and has the teacher's replicas answer them; an idle replica takes the next batch.
 
-One batch is loaded ahead while the teacher works on another and the one before is being committed.
+For each replica one batch is loaded ahead while it works on another and the one before is being committed.
 
 Shape key: B images of one batch.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 
 from cache.model_call import ModelCall
 from shared.errors import InputError, TeacherFailedError, TeachonceError
+from shared.replicas import replicas_of
 from shared.teacher import Teacher
 from teacher_server.observer import Observer
 from teacher_server.questions import Pixels, Question
 from teacher_server.queueing import FairQueue, Item
+from teacher_server.replica import Forward, Replica
 from teacher_server.settings import AnsweringSettings
-from teacher_server.stopwatch import Stopwatch, running_versions
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,7 @@ class Batcher:
         observer: Observer,
     ) -> None:
         """``settle`` gets answers, ``fail`` items whose forward raised, ``give_up`` items whose forward never began."""
-        self._teacher = teacher
-        self._device, self._versions = teacher.device, running_versions(teacher)
+        self._replicas = [Replica(one, number=number) for number, one in enumerate(replicas_of(teacher))]
         self._settings = settings
         self._settle = settle
         self._fail = fail
@@ -63,22 +64,27 @@ class Batcher:
         self._observer = observer
         self._queue = FairQueue()
         self._grown = asyncio.Event()
-        self._ahead: asyncio.Task[Loaded] | None = None
+        self._ahead: deque[asyncio.Task[Loaded]] = deque()
+        self._awaited = 0
         self._closing = False
         self._broken: BaseException | None = None
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")
         self._load_threads = ThreadPoolExecutor(settings.load_threads, thread_name_prefix="load")
 
     def submit(self, items: Sequence[Item]) -> None:
         """Queue items for the next batches."""
         self._queue.push(items)
-        self._load_full_batch()
+        self._load_full_batches()
         self._grown.set()
 
     @property
     def queue_images(self) -> int:
         """Images that no batch has taken yet."""
         return len(self._queue)
+
+    @property
+    def batches_under_way(self) -> int:
+        """Full batches that keep all replicas busy."""
+        return sum(replica.batches for replica in self._replicas)
 
     async def keys(self, question: Question, indices: Sequence[int]) -> list[bytes]:
         """Keys of images of a question; rendering happens in the loading threads."""
@@ -96,41 +102,64 @@ class Batcher:
 
     async def run(self) -> None:
         """Work until closed; an exception out of here means that answers can no longer be kept."""
-        settling: asyncio.Task[None] | None = None
+        workers = [asyncio.create_task(self._work(replica)) for replica in self._replicas]
         try:
-            while (batch := await self._next()) is not None:
-                if not batch.items:
-                    continue
-                outputs = await self._forward(batch)
-                # One commit may overlap the next forward, never two: answers wait for nothing else.
-                if settling is not None:
-                    await settling
-                settling = asyncio.ensure_future(outputs)
-                settling.add_done_callback(self._notice)
+            for ended in asyncio.as_completed(workers):
+                await ended
+        finally:
+            # Where one could not go on, none can.
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            for replica in self._replicas:
+                replica.close()
+            self._load_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self, replica: Replica) -> None:
+        """Ask one replica about batches until closed."""
+        settling: asyncio.Task[None] | None = None
+        while (batch := await self._next()) is not None:
+            if not batch.items:
+                continue
+            asked = [(part, await replica.ask(part.images, outputs=outputs)) for outputs, part in _parts(batch)]
+            # One commit may overlap the next forward, never two: answers wait for nothing else.
             if settling is not None:
                 await settling
-        finally:
-            self._model_thread.shutdown(wait=False, cancel_futures=True)
-            self._load_threads.shutdown(wait=False, cancel_futures=True)
+            settling = asyncio.create_task(self._finish(replica, asked))
+            settling.add_done_callback(self._notice)
+            await self._until_wanted(asked[-1][1])
+        if settling is not None:
+            await settling
 
     async def _next(self) -> Loaded | None:
         """The next batch: a full one as soon as there is one, else whatever waits; None when closed and empty."""
-        while self._ahead is None:
+        while not self._ahead:
             if self._broken is not None:
                 raise self._broken
             if self._queue:
-                self._ahead = asyncio.create_task(self._load(self._queue.take(self._settings.batch_images)))
+                self._load_ahead()
             elif self._closing:
                 return None
             else:
                 self._grown.clear()
                 await self._grown.wait()
-                if self._ahead is None and not self._closing:
+                if not self._ahead and not self._closing:
                     await asyncio.sleep(self._settings.max_delay_s)
-        batch = await self._ahead
-        self._ahead = None
-        self._load_full_batch()
+        loading = self._ahead.popleft()
+        self._awaited += 1
+        batch = await loading
+        self._awaited -= 1
+        self._load_full_batches()
         return batch
+
+    async def _until_wanted(self, forward: Forward) -> None:
+        """A full batch may be brought to a device that still computes; a partial one waits and grows meanwhile."""
+        while not forward.said.done() and not self._ahead:
+            self._grown.clear()
+            grown = asyncio.create_task(self._grown.wait())
+            either: set[asyncio.Future[Any]] = {forward.said, grown}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            grown.cancel()
 
     def _notice(self, settled: asyncio.Future[None]) -> None:
         """Wake up for a commit that failed while nothing else is going on."""
@@ -138,10 +167,15 @@ class Batcher:
             self._broken = settled.exception()
             self._grown.set()
 
-    def _load_full_batch(self) -> None:
-        """Load ahead only what cannot grow any more: a partial batch waits until the teacher is free."""
-        if self._ahead is None and len(self._queue) >= self._settings.batch_images:
-            self._ahead = asyncio.create_task(self._load(self._queue.take(self._settings.batch_images)))
+    def _load_full_batches(self) -> None:
+        """Load ahead, one for each replica, only what cannot grow any more: a partial batch waits for a free one."""
+        while (
+            len(self._ahead) + self._awaited < len(self._replicas) and len(self._queue) >= self._settings.batch_images
+        ):
+            self._load_ahead()
+
+    def _load_ahead(self) -> None:
+        self._ahead.append(asyncio.create_task(self._load(self._queue.take(self._settings.batch_images))))
 
     async def _load(self, items: list[Item]) -> Loaded:
         """Pixels of a batch; an image that cannot be read is given up alone."""
@@ -162,42 +196,29 @@ class Batcher:
             self._observer.queued(began_s - queued_s)
         return good
 
-    async def _forward(self, batch: Loaded) -> Awaitable[None]:
-        """Run the teacher; returns what is left to do about its answers."""
-        parts = _parts_of_one_kind(batch)
-        left = [await self._forward_part(part, outputs=outputs) for outputs, part in parts]
-        return left[0] if len(left) == 1 else _one_by_one(left)
+    async def _finish(self, replica: Replica, asked: Sequence[tuple[Loaded, Forward]]) -> None:
+        """Have what a replica says kept, or tell that it failed."""
+        for part, forward in asked:
+            try:
+                said = await forward.said
+            # The one broad except of the project: whatever a model raises, the loop must outlive it.
+            except Exception as error:
+                log.exception("the teacher failed on a batch of %d images", len(part.items))
+                if not isinstance(error, TeachonceError):
+                    kind = type(error).__name__
+                    message = f"the teacher raised {kind} on a batch of {len(part.items)} images; see the server's log"
+                    error = TeacherFailedError(message)
+                await self._fail(part.items, error, self._call(replica, forward, part=part))
+            else:
+                await self._settle(part.items, dict(said), self._call(replica, forward, part=part))
 
-    async def _forward_part(self, batch: Loaded, *, outputs: Sequence[str]) -> Awaitable[None]:
-        """The same for images of which the same outputs are kept: what nobody paid for is not computed."""
-        loop = asyncio.get_running_loop()
-        asked = (batch.images, outputs) if outputs else (batch.images,)
-        watch = Stopwatch()
-        try:
-            said = await loop.run_in_executor(self._model_thread, watch.run, self._teacher.answer, *asked)
-        # The one broad except of the project: whatever a model raises, the loop must outlive it.
-        except Exception as error:
-            log.exception("the teacher failed on a batch of %d images", len(batch.items))
-            if not isinstance(error, TeachonceError):
-                kind = type(error).__name__
-                message = f"the teacher raised {kind} on a batch of {len(batch.items)} images; see the server's log"
-                error = TeacherFailedError(message)
-            return self._fail(batch.items, error, self._call(watch, batch=batch))
-        return self._settle(batch.items, dict(said), self._call(watch, batch=batch))
-
-    def _call(self, watch: Stopwatch, *, batch: Loaded) -> ModelCall:
-        self._observer.forwarded(len(batch.images), seconds=watch.duration_s)
+    def _call(self, replica: Replica, forward: Forward, *, part: Loaded) -> ModelCall:
+        self._observer.forwarded(len(part.images), seconds=forward.watch.duration_s)
         # What the history counts are calls: with input gradients an image is two.
-        calls = len(batch.images) * batch.items[0].question.cache.calls_per_answer
-        return watch.call(images=calls, device=self._device, versions=self._versions)
+        return replica.call(forward, images=len(part.images) * part.items[0].question.cache.calls_per_answer)
 
 
-async def _one_by_one(left: Sequence[Awaitable[None]]) -> None:
-    for one in left:
-        await one
-
-
-def _parts_of_one_kind(batch: Loaded) -> list[tuple[tuple[str, ...], Loaded]]:
+def _parts(batch: Loaded) -> list[tuple[tuple[str, ...], Loaded]]:
     """The batch by what is asked for besides logits and features; nearly always that is one part."""
     parts: dict[tuple[str, ...], Loaded] = {}
     for item, image in zip(batch.items, batch.images, strict=True):

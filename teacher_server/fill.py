@@ -15,9 +15,6 @@ from shared.datasets.base import ImageDataset
 from teacher_server.answering import Answering, Answers
 from teacher_server.questions import RowsQuestion
 
-BATCHES_IN_FLIGHT = 3
-"""One with the teacher, one being loaded, one being committed. A crash costs the attempts of these and no more."""
-
 
 @dataclass(slots=True)
 class FillCounts:
@@ -65,7 +62,8 @@ async def fill(
     counts = FillCounts(total=len(rows) * len(views))
     flying: set[asyncio.Task[Answers]] = set()
     for question in _questions(dataset, cache=cache, rows=rows, views=views, batch_images=batch_images):
-        if len(flying) >= BATCHES_IN_FLIGHT:
+        # A crash costs the attempts of these and no more.
+        if len(flying) >= answering.batches_under_way:
             flying = await _some(flying, counts=counts, progress=progress)
         # No outputs: they stay in the cache, nobody reads them here.
         flying.add(asyncio.create_task(answering.answer(question, outputs=(), run=run)))

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from shared.errors import InputError
+from shared.host_cores import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class AnsweringSettings:
     """How long an idle teacher waits for a batch to grow, in seconds; 0 = never."""
     queue_images: int = 8192
     """Images admitted and not yet answered; more are refused with 503."""
-    load_threads: int = 4
+    load_threads: int = field(default_factory=lambda: max(4, usable_cores() - 1))
     """Threads that decode and render images ahead of the teacher."""
 
     def __post_init__(self) -> None:

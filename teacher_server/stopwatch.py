@@ -13,20 +13,24 @@ Result = TypeVar("Result")
 
 
 class Stopwatch:
-    """Measures one piece of work, in the thread that does it."""
+    """Measures one piece of work, in the threads that do it."""
 
     def __init__(self) -> None:
         self.began_s = time.time()
         self.duration_s = 0.0
+        self._began = time.perf_counter()
 
     def run(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Do the work; what it raises is measured too."""
-        self.began_s = time.time()
-        began = time.perf_counter()
+        self.began_s, self._began = time.time(), time.perf_counter()
         try:
             return work(*arguments)
         finally:
-            self.duration_s = time.perf_counter() - began
+            self.stop()
+
+    def stop(self, *, not_before_s: float = 0.0) -> None:
+        """The work has ended; what came before ``not_before_s`` (of `time.perf_counter`) was other work."""
+        self.duration_s = time.perf_counter() - max(self._began, not_before_s)
 
     def call(self, *, images: int, device: str, versions: Mapping[str, str]) -> ModelCall:
         """What the history is told."""

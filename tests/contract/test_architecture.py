@@ -81,17 +81,19 @@ def test_the_trainer_never_imports_the_web_framework() -> None:
 
 
 def test_a_teacher_forward_is_called_in_one_file_only() -> None:
-    """`.answer(` on a teacher runs it; the server's and the trainer's one caller each are named here."""
+    """`.answer(` and `.start(` on a teacher run it; the server's and the trainer's callers are named here."""
     callers = {
         path.relative_to(REPOSITORY).as_posix()
         for package in ("teacher_server", "student_trainer")
         for path in sources(package)
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "answer" and "teacher" in ast.unparse(node.value).lower()
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("answer", "start")
+        and any(word in ast.unparse(node.value).lower() for word in ("teacher", "device"))
     }
     assert {caller for caller in callers if caller.startswith("teacher_server/")} == {
         "teacher_server/backfill.py",
-        "teacher_server/batcher.py",
+        "teacher_server/replica.py",
     }
     assert {caller for caller in callers if caller.startswith("student_trainer/")} == {"student_trainer/targets.py"}
 
