@@ -1,5 +1,6 @@
 """``teacher-server fill --add-outputs``: what caches that exist are to keep besides, for all of their slots."""
 
+import logging
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,6 +12,7 @@ from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, check_offered
+from shared.replicas import replicas_of
 from shared.teacher import Teacher
 from teacher_server.backfill import backfill, check_size, unanswered_keys
 from teacher_server.commands import FillOptions, check_budget, open_jobs, summary
@@ -20,6 +22,8 @@ from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
 from teacher_server.service import keep_constants
 
+log = logging.getLogger(__name__)
+
 
 def add_outputs(options: FillOptions) -> str:
     """Answer what caches are to keep besides, for all of their slots; one line that says what was done.
@@ -27,10 +31,14 @@ def add_outputs(options: FillOptions) -> str:
     Raises `BudgetExhaustedError` before computing anything where the budget cannot cover all of it.
     """
     added = options.added or {}
+    if options.teacher.compiled:
+        raise InputError("outputs are added by a network that is not compiled: leave out --compile")
     total, began_s = FillCounts(total=0), time.monotonic()
     with closing(CacheWriter.open(options.cache)) as writer:
         jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
+            if len(replicas_of(teacher)) > 1:
+                log.warning("outputs are added on %s alone", replicas_of(teacher)[0].device)
             writer.ensure_run(options.run)
             if CONSTANTS in added:
                 writer.additions.cache(teacher.description.id, jobs[0].dataset.description)

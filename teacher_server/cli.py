@@ -1,6 +1,7 @@
 """The command ``teacher-server``: serve a teacher, fill a cache, or plan a fill."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
+from shared.malloc import keep_freed_memory
 from shared.outputs import CONSTANTS, INPUT_GRAD, map_number
 from teacher_server.key_command import app as key_app
 from teacher_server.log_lines import LogFormat, LogLevel, set_up_log
@@ -21,6 +23,7 @@ from teacher_server.options import (
     Budget,
     Cache,
     Classes,
+    Compile,
     Config,
     DataRoot,
     Datasets,
@@ -63,6 +66,7 @@ def serve(
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "float32",
+    compile: Compile = False,
     threads: Threads = None,
     trust_export: TrustExport = False,
     data_root: DataRoot = None,
@@ -95,6 +99,7 @@ def serve(
     from teacher_server.serve import RunBudgets, serve_until_signal
     from teacher_server.settings import AnsweringSettings, ServerSettings
 
+    keep_freed_memory(os.environ)
     set_up_log(log_format, level=log_level)
     if api_key_file is not None:
         prepare_key_file(api_key_file)
@@ -116,6 +121,7 @@ def serve(
             classes=classes,
             device=device,
             precision=precision,
+            compiled=compile,
             trust_export=trust_export,
             threads=threads,
         ),
@@ -141,6 +147,7 @@ def fill(
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "float32",
+    compile: Compile = False,
     threads: Threads = None,
     trust_export: TrustExport = False,
     data_root: DataRoot = None,
@@ -161,6 +168,7 @@ def fill(
     from teacher_server.adding import add_outputs as add_to_caches
     from teacher_server.commands import FillOptions, fill_cache
 
+    keep_freed_memory(os.environ)
     chosen = RowOptions(sample=sample, seed=seed, file=rows)
     options = FillOptions(
         teacher=TeacherOptions(
@@ -169,6 +177,7 @@ def fill(
             classes=classes,
             device=device,
             precision=precision,
+            compiled=compile,
             trust_export=trust_export,
             threads=threads,
         ),
@@ -198,6 +207,7 @@ def plan(
     classes: Classes = None,
     device: Device = "auto",
     precision: Precision = "float32",
+    compile: Compile = False,
     threads: Threads = None,
     trust_export: TrustExport = False,
     data_root: DataRoot = None,
@@ -229,6 +239,7 @@ def plan(
             classes=classes,
             device=device,
             precision=precision,
+            compiled=compile,
             trust_export=trust_export,
             threads=threads,
         ),

@@ -27,6 +27,7 @@ from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
 from teacher_server.service import open_cache
 from teacher_server.settings import AnsweringSettings
+from teacher_server.warm_up import warm_up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,13 @@ def fill_cache(options: FillOptions) -> str:
                 for job in jobs
             ]
             _set_budget(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches)
+            warm_up(
+                teacher,
+                batch_images=options.batch_images,
+                partial=False,
+                compiled=options.teacher.compiled,
+                datasets=[job.dataset for job in jobs],
+            )
             began_s = time.monotonic()
             counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
             seconds = time.monotonic() - began_s

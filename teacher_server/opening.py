@@ -32,11 +32,14 @@ class TeacherOptions:
     classes: int | None = None
     """Width of the logits where neither weights nor data set say it."""
     device: str = "auto"
+    """One, or several as in ``cuda:0,cuda:1``: a replica each."""
     precision: str = "float32"
+    compiled: bool = False
+    """Whether `warm_up` compiles the network."""
     trust_export: bool = False
     """Whether an exported program may run pickle while it loads."""
     threads: int | None = None
-    """CPU threads of the teacher; None = one less than there are cores."""
+    """CPU threads of the teacher, shared by its replicas; None = one less than there are cores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,12 +105,12 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
     Raises `InputError` where ``options.classes`` is not the width of its logits.
     """
     if options.spec.startswith(FAKE_PREFIX):
-        if options.weights is not None or options.classes is not None:
+        if options.weights is not None or options.classes is not None or options.compiled:
             raise InputError(
-                f"{options.spec[:80]} has no weights and says its classes itself: drop --weights, --classes"
+                f"{options.spec[:80]} has no weights and says its classes itself: drop --weights, --classes, --compile"
             )
         return load_teacher(options.spec)
-    _limit_threads(options.threads)
+    _limit_threads(options.threads, replicas=max(1, options.device.split(",").count("cpu")))
     first = datasets[0] if datasets else None
     teacher = load_teacher(
         options.spec,
@@ -116,6 +119,7 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
         normalisation=StatisticsOnDemand(first) if first else None,
         device=options.device,
         precision=options.precision,
+        compiled=options.compiled,
         trust_export=options.trust_export,
     )
     found = teacher.description.classes
@@ -128,12 +132,12 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
     return teacher
 
 
-def _limit_threads(threads: int | None) -> None:
+def _limit_threads(threads: int | None, *, replicas: int) -> None:
     # torch only here: a fake teacher must start without it.
     import torch
 
     # As many threads as cores is catastrophic where anything else runs: each waits for the slowest.
-    torch.set_num_threads(threads or max(1, usable_cores() - 1))
+    torch.set_num_threads(max(1, (threads or usable_cores() - 1) // replicas))
 
 
 def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int64]:

@@ -21,7 +21,18 @@ DATASET_HELP = "digits, folder:PATH, torchvision:NAME, python:FILE.py:FUNCTION; 
 Datasets = Annotated[list[str] | None, typer.Option(help=DATASET_HELP)]
 SomeDatasets = Annotated[list[str], typer.Option(help=DATASET_HELP)]
 Classes = Annotated[int | None, typer.Option(help="width of the logits, where nothing else says it")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:N; several side by side: cuda:0,cuda:1 or cuda:all (cpu,cpu to try)"),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="compile the teacher before it is ready (minutes), on CUDA with graphs; batches are filled up to 1, 8, 32 "
+        "or --batch images",
+    ),
+]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: the arithmetic of the forward pass")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the teacher; default: cores - 1")]
 TrustExport = Annotated[bool, typer.Option("--trust-export", help="load an exported program even if that runs pickle")]

@@ -12,6 +12,7 @@ from teacher_server.opening import TeacherOptions, open_datasets, open_teacher
 from teacher_server.service import DEFAULT_RUN
 from teacher_server.serving import bind, run_app, url_of
 from teacher_server.settings import ServerSettings
+from teacher_server.warm_up import warm_up
 
 INDEX_FOLDER = "index"
 """Folder within a cache that remembers the keys of image files."""
@@ -51,6 +52,13 @@ def serve_until_signal(
             datasets, root=data_root, download=download, index_dir=cache / INDEX_FOLDER, view_policy=view_policy
         )
         with closing(open_teacher(teacher, datasets=opened)) as loaded:
+            warm_up(
+                loaded,
+                batch_images=settings.answering.batch_images,
+                partial=True,
+                compiled=teacher.compiled,
+                datasets=opened,
+            )
             app = create_app(settings, teacher=loaded, datasets=opened, writer=writer, outputs=outputs)
             signals = run_app(app, bound=bound, ready=lambda: ready(url_of(bound)))
             if app.state.service.answering.died.is_set():
