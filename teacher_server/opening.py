@@ -110,7 +110,7 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
                 f"{options.spec[:80]} has no weights and says its classes itself: drop --weights, --classes, --compile"
             )
         return load_teacher(options.spec)
-    _limit_threads(options.threads, replicas=max(1, options.device.split(",").count("cpu")))
+    _limit_threads(options.threads, replicas=max(1, options.device.replace(" ", "").split(",").count("cpu")))
     first = datasets[0] if datasets else None
     teacher = load_teacher(
         options.spec,

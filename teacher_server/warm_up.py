@@ -66,5 +66,5 @@ def batch_sizes(batch_images: int, *, partial: bool, compiled: bool, on_cpu: boo
     """Images per blank forward."""
     if compiled:
         return (*(size for size in SMALL_BATCHES if partial and size < batch_images), batch_images)
-    # On CPU nothing depends on the number but memory, and a full batch may take a minute.
-    return (1, min(SMALL_BATCHES[1], batch_images)) if on_cpu else (1, batch_images)
+    # On CPU nothing but memory depends on their number, and a full batch may take a minute.
+    return (1,) if on_cpu else (1, batch_images)

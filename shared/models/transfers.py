@@ -25,12 +25,10 @@ class Transfers:
 
     def to_device(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """uint8 [B, H, W, 3] of images of one size; what the device is told to compute from now on waits for it."""
-        pixels_BHW3 = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=self._is_cuda)
-        np.stack(images, out=pixels_BHW3.numpy())
         if self._copies is None:
-            return pixels_BHW3
+            return _stacked(images, pinned=False)
         with torch.cuda.stream(self._copies):
-            moved_BHW3 = pixels_BHW3.to(self._device, non_blocking=True)
+            moved_BHW3 = _stacked(images, pinned=True).to(self._device, non_blocking=True)
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._copies)
         # Else its memory would be given out again by the order of the other stream.
@@ -49,6 +47,12 @@ class Transfers:
         copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no types for it
         copied.record(torch.cuda.current_stream(self._device))
         return OnTheirWay(tensors, copied=copied)
+
+
+def _stacked(images: Sequence[NDArray[np.uint8]], *, pinned: bool) -> Tensor:
+    pixels_BHW3 = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=pinned)
+    np.stack(images, out=pixels_BHW3.numpy())
+    return pixels_BHW3
 
 
 class OnTheirWay:
