@@ -106,17 +106,23 @@ def fill_cache(options: FillOptions) -> str:
                 for job in jobs
             ]
             _set_budget(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches)
-            warm_up(
-                teacher,
-                batch_images=options.batch_images,
-                partial=False,
-                compiled=options.teacher.compiled,
-                datasets=[job.dataset for job in jobs],
-            )
+            if not all(_is_filled(cache, job=job) for job, cache in zip(jobs, caches, strict=True)):
+                warm_up(
+                    teacher,
+                    batch_images=options.batch_images,
+                    partial=False,
+                    compiled=options.teacher.compiled,
+                    datasets=[job.dataset for job in jobs],
+                )
             began_s = time.monotonic()
             counts = asyncio.run(_fill(options, writer=writer, teacher=teacher, jobs=jobs, caches=caches))
             seconds = time.monotonic() - began_s
     return summary(counts, seconds=seconds)
+
+
+def _is_filled(cache: CacheHandle, *, job: Job) -> bool:
+    """Whether nothing is left to be asked."""
+    return all(cache.present(view)[job.rows].all() for view in job.views)
 
 
 def summary(counts: FillCounts, *, seconds: float) -> str:

@@ -61,7 +61,7 @@ class DeviceTeacher(HostTeacher):
             self.teacher, self.images = teacher, images
 
         def result(self) -> dict[str, NDArray[np.float32]]:
-            assert self.teacher.may_end.acquire(timeout=20)
+            assert self.teacher.may_end.acquire(timeout=5)
             self.teacher.before_answer()
             return FakeTeacher.answer(self.teacher, self.images)
 
@@ -108,7 +108,7 @@ def meet(pair: tuple[HostTeacher, HostTeacher]) -> None:
     """Let every first batch of one replica wait for one of the other."""
     for replica in pair:
         met = threading.Event()
-        barrier = pair[0].__dict__.setdefault("barrier", threading.Barrier(2, timeout=20))
+        barrier = pair[0].__dict__.setdefault("barrier", threading.Barrier(2, timeout=5))
 
         def wait(met: threading.Event = met, barrier: threading.Barrier = barrier) -> None:
             if not met.is_set():
@@ -154,7 +154,7 @@ def test_a_budget_is_exact_whoever_computes(bench: Bench, pair: tuple[HostTeache
 
 
 def test_a_replica_that_raises_harms_only_its_own_batches(bench: Bench, pair: tuple[HostTeacher, HostTeacher]) -> None:
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=5)
 
     def fail() -> None:
         barrier.wait()
@@ -173,16 +173,18 @@ def test_a_replica_that_raises_harms_only_its_own_batches(bench: Bench, pair: tu
     assert (counts["attempts"], counts["teacher_calls"], counts["reserved"]) == (2, 1, 0)
 
 
-def test_a_commit_that_fails_ends_all_replicas(
-    bench: Bench, pair: tuple[HostTeacher, HostTeacher], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["the commit", "loading"])
+def test_what_ends_one_replica_ends_all(
+    bench: Bench, pair: tuple[HostTeacher, HostTeacher], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     def broken(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     async def story(answering: Answering) -> None:
-        monkeypatch.setattr(bench.writer, "commit_all", broken)
+        owner, name = (bench.writer, "commit_all") if place == "the commit" else (bench.dataset, "images")
+        monkeypatch.setattr(owner, name, broken)
         with pytest.raises(UnavailableError, match="stopped"):
-            await bench.ask(answering, 1)
+            await asyncio.wait_for(bench.ask(answering, 1), timeout=5)
         await asyncio.wait_for(answering.died.wait(), timeout=5)
         with pytest.raises(UnavailableError):
             await bench.ask(answering, 2)
