@@ -52,21 +52,25 @@ def plan_fill(
     calls_per_answer: int = 1,
 ) -> FillPlan:
     """Count without decoding an image: exact, save for views whose pixels are equal by chance, which cost less."""
-    seen: set[tuple[bytes | int, int]] = set()
     # What a random view shows depends on the row: equal images have different ones.
     by_row = random_policy(dataset.view_policy) is not None
-    cached = missing = 0
+    cached = missing = asked = 0
+    groups: dict[int, list[int]] = {}
     for view in views:
-        present_B = present(view)[rows]
-        cached += int(present_B.sum())
-        missing += int((~present_B).sum())
-        canonical = canonical_view(view, policy=dataset.view_policy)
-        missing_rows = rows[~present_B].tolist()
-        if by_row and view:
-            seen |= {(row, view) for row in missing_rows}
-        else:
-            seen |= {(dataset.keys[row].tobytes(), canonical) for row in missing_rows}
-    asked = sum(not (isinstance(key, bytes) and view == 0 and is_known(key)) for key, view in seen)
+        groups.setdefault(canonical_view(view, policy=dataset.view_policy), []).append(view)
+    # One group after another: the keys of all views together may not fit in memory.
+    for canonical, group in groups.items():
+        keys: set[bytes] = set()
+        for view in group:
+            present_B = present(view)[rows]
+            missing_rows = rows[~present_B]
+            cached += int(present_B.sum())
+            missing += len(missing_rows)
+            if by_row and view:
+                asked += len(missing_rows)
+            else:
+                keys.update(dataset.keys[row].tobytes() for row in missing_rows.tolist())
+        asked += sum(canonical != 0 or not is_known(key) for key in keys)
     return FillPlan(
         answers=cached + missing,
         present=cached,
