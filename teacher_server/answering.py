@@ -251,7 +251,14 @@ class Answering:
                 self._land((kind, key), self._died_error())
         self._batcher.submit(
             [
-                Item(question=question, index=mine[key], key=key, run=payer.run, reservation=claim.reservation)
+                Item(
+                    question=question,
+                    index=mine[key],
+                    key=key,
+                    run=payer.run,
+                    reservation=claim.reservation,
+                    lane=question.lane,
+                )
                 for key in flights
             ]
         )

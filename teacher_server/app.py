@@ -25,6 +25,7 @@ from teacher_server.openapi import reference
 from teacher_server.replies import JsonReply, error_reply, plain_error
 from teacher_server.request_record import RequestRecorder, note_error
 from teacher_server.routes_answers import router as answers_router
+from teacher_server.routes_fills import router as fills_router
 from teacher_server.routes_login import router as login_router
 from teacher_server.routes_state import router as state_router
 from teacher_server.service import Service
@@ -32,7 +33,7 @@ from teacher_server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (answers_router, state_router, login_router, server_router, model_router)
+ROUTERS = (answers_router, fills_router, state_router, login_router, server_router, model_router)
 
 
 def create_app(
@@ -55,7 +56,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.answering:
+        async with service.answering, service.fills:
             yield
 
     app = FastAPI(

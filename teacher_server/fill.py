@@ -1,4 +1,4 @@
-"""Fills a cache without HTTP, by the same way that requests take.
+"""Fills a cache by the same way that requests take: the work of the command, and of a fill over HTTP.
 
 Shape key: B rows of one question.
 """
@@ -11,9 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.handle import CacheHandle
+from cache.payer import LOCAL_OWNER
 from shared.datasets.base import ImageDataset
+from shared.errors import UnavailableError
 from teacher_server.answering import Answering, Answers
 from teacher_server.questions import RowsQuestion
+
+ROOM_S = 0.1
+"""Seconds between two looks for room in a queue that requests have filled."""
 
 
 @dataclass(slots=True)
@@ -54,19 +59,26 @@ async def fill(
     run: str,
     batch_images: int,
     progress: Callable[[FillCounts], None],
+    owner: str = LOCAL_OWNER,
+    lane: str = "",
+    stop: asyncio.Event | None = None,
 ) -> FillCounts:
     """Ask about every row under every view; cancelled or failed, it keeps what was answered.
 
-    ``answering`` is entered by the caller. Raises what `Answering.answer` raises, once the rest in flight is kept.
+    ``answering`` is entered by the caller. ``owner`` pays, ``lane`` takes its turns (see `Question.lane`). Once
+    ``stop`` is set nothing more is asked, and it returns when what is in flight is kept. Raises what
+    `Answering.answer` raises, once the rest in flight is kept.
     """
     counts = FillCounts(total=len(rows) * len(views))
     flying: set[asyncio.Task[Answers]] = set()
-    for question in _questions(dataset, cache=cache, rows=rows, views=views, batch_images=batch_images):
+    stop = stop or asyncio.Event()
+    for question in _questions(dataset, cache=cache, rows=rows, views=views, batch_images=batch_images, lane=lane):
         # A crash costs the attempts of these and no more.
         if len(flying) >= answering.batches_under_way:
             flying = await _some(flying, counts=counts, progress=progress)
-        # No outputs: they stay in the cache, nobody reads them here.
-        flying.add(asyncio.create_task(answering.answer(question, outputs=(), run=run)))
+        if stop.is_set():
+            break
+        flying.add(asyncio.create_task(_ask(answering, question, run=run, owner=owner, stop=stop)))
     while flying:
         flying = await _some(flying, counts=counts, progress=progress)
     return counts
@@ -79,10 +91,24 @@ def _questions(
     rows: NDArray[np.int64],
     views: Sequence[int],
     batch_images: int,
+    lane: str,
 ) -> Iterator[RowsQuestion]:
     for view in views:
         for start in range(0, len(rows), batch_images):
-            yield RowsQuestion.ask(dataset, cache=cache, rows=rows[start : start + batch_images].tolist(), view=view)
+            part = rows[start : start + batch_images].tolist()
+            yield RowsQuestion.ask(dataset, cache=cache, rows=part, view=view, lane=lane)
+
+
+async def _ask(answering: Answering, question: RowsQuestion, *, run: str, owner: str, stop: asyncio.Event) -> Answers:
+    """Ask, as soon as there is room: requests that filled the queue come first."""
+    while True:
+        try:
+            # No outputs: they stay in the cache, nobody reads them here.
+            return await answering.answer(question, outputs=(), run=run, owner=owner)
+        except UnavailableError:
+            if answering.trouble is not None or stop.is_set():
+                raise
+        await asyncio.sleep(ROOM_S)
 
 
 async def _some(
@@ -90,14 +116,16 @@ async def _some(
 ) -> "set[asyncio.Task[Answers]]":
     """Wait for one or more questions; count them, and return those still on their way."""
     done, waiting = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-    failed = [task for task in done if task.exception() is not None]
-    if failed and waiting:
-        # Only the first error is raised; asyncio would log the others with their tracebacks if nobody looked at them.
-        await asyncio.gather(*waiting, return_exceptions=True)
-    for task in done:
-        answers = task.result()
+    if waiting and any(task.exception() is not None for task in done):
+        late, waiting = await asyncio.wait(waiting)
+        done |= late
+    # Looked at, all of them: asyncio logs the traceback of an error that nobody looked at.
+    answered = [task.result() for task in done if task.exception() is None]
+    for answers in answered:
         counts.done += len(answers.cached)
         counts.teacher_calls += answers.teacher_calls
         counts.computed += answers.computed
     progress(counts)
+    for task in done:
+        task.result()
     return waiting

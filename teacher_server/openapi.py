@@ -1,6 +1,7 @@
 """What the reference page says about a route: its body, its answer, and every status that can occur."""
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,17 +26,21 @@ def documented(
     body: Mapping[str, Any] | None = None,
     binary: str | None = None,
     text: bool = False,
+    events: bool = False,
+    status: int = 200,
     query: Sequence[str] = (),
     headers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Keyword arguments of a route decorator.
 
     ``body`` maps content types to schemas, ``binary`` is the content type of an answer that is not JSON, ``query`` and
-    ``headers`` name parameters.
+    ``headers`` name parameters. ``status`` is that of a success, ``events`` says that it is a stream of them.
     """
-    success: dict[str, Any] = {"description": "OK"} if answer is None else {"model": answer}
+    success: dict[str, Any] = {"description": HTTPStatus(status).phrase} if answer is None else {"model": answer}
     if text:
         success["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    if events:
+        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     if binary is not None:
         success["content"] = {binary: BINARY}
     extra: dict[str, Any] = {}
@@ -46,7 +51,8 @@ def documented(
         extra["parameters"] = [{"name": name, "in": place, "schema": {"type": "string"}} for name, place in named]
     return {
         "response_model": None,
-        "responses": {200: success} | {status: {"model": ErrorBody} for status in sorted({*ALWAYS, *errors})},
+        "status_code": status,
+        "responses": {status: success} | {status: {"model": ErrorBody} for status in sorted({*ALWAYS, *errors})},
         "openapi_extra": extra,
     }
 

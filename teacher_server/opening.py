@@ -148,12 +148,17 @@ def choose_rows(dataset: ImageDataset, *, options: RowOptions) -> NDArray[np.int
         return sample_rows(num_rows=dataset.num_rows, count=options.sample, seed=options.seed)
     if options.file is None:
         return np.arange(dataset.num_rows, dtype=np.int64)
-    rows_B = dataset.check_rows(_read_rows(options.file))
+    return each_once(dataset.check_rows(read_rows(options.file)))
+
+
+def each_once(rows_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows in the order of their first mention."""
     _, first = np.unique(rows_B, return_index=True)
     return rows_B[np.sort(first)]
 
 
-def _read_rows(path: Path) -> NDArray[np.int64]:
+def read_rows(path: Path) -> NDArray[np.int64]:
+    """Row numbers from a file, any integers; raises `InputError` for what is none."""
     try:
         rows_B = _npy_rows(path) if path.suffix == ".npy" else _text_rows(path)
     except OSError as error:

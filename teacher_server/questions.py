@@ -36,6 +36,10 @@ class Question(Protocol):
     def cache(self) -> CacheHandle:
         """Where answers are kept."""
 
+    @property
+    def lane(self) -> str:
+        """Who takes turns with others for the teacher; empty: the run that pays."""
+
     def __len__(self) -> int:
         """Images asked about, duplicates included."""
 
@@ -72,15 +76,19 @@ class RowsQuestion:
     rows: tuple[int, ...]
     """Checked against the data set, in request order."""
     view: int
+    lane: str = ""
+    """See `Question`."""
     _rendered: dict[int, Pixels] = field(default_factory=dict, repr=False)
     """Pixels that were rendered for their key and wait for the teacher."""
 
     @classmethod
-    def ask(cls, dataset: ImageDataset, *, cache: CacheHandle, rows: Sequence[int], view: int) -> "RowsQuestion":
+    def ask(
+        cls, dataset: ImageDataset, *, cache: CacheHandle, rows: Sequence[int], view: int, lane: str = ""
+    ) -> "RowsQuestion":
         """A question with rows and view checked; raises `RowRangeError` naming the first wrong one."""
         check_view(view, policy=dataset.description.view_policy)
         checked = dataset.check_rows(rows).tolist()
-        return cls(cache=cache, dataset=dataset, rows=tuple(checked), view=view)
+        return cls(cache=cache, dataset=dataset, rows=tuple(checked), view=view, lane=lane)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,6 +144,8 @@ class ImagesQuestion:
     images: Sequence[Pixels]
     known_keys: NDArray[np.uint8]
     """Keys of the images, uint8 [B, 32]."""
+    lane: str = ""
+    """See `Question`."""
 
     def __len__(self) -> int:
         return len(self.images)

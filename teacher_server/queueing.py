@@ -21,12 +21,17 @@ class Item:
     """Who pays."""
     reservation: Reservation
     """The calls of which this one is part."""
+    lane: str = ""
+    """Whose turn it takes, where that is not its run's; see `Question.lane`."""
     queued_s: float = field(default_factory=perf_counter)
     """When it began to wait, by `time.perf_counter`."""
 
 
 class FairQueue:
-    """First in, first out within a run; round robin between runs, so that a large request holds up nobody."""
+    """First in, first out within a run; round robin between runs, so that a large request holds up nobody.
+
+    A long fill takes turns of its own, so that it does not hold up the requests of its run either.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Item]] = {}
@@ -39,14 +44,15 @@ class FairQueue:
     def push(self, items: Sequence[Item]) -> None:
         """Add items of any runs, each behind what its run already has waiting."""
         for item in items:
-            if item.run not in self._waiting:
-                self._waiting[item.run] = deque()
-                self._turns.append(item.run)
-            self._waiting[item.run].append(item)
+            lane = item.lane or item.run
+            if lane not in self._waiting:
+                self._waiting[lane] = deque()
+                self._turns.append(lane)
+            self._waiting[lane].append(item)
         self._size += len(items)
 
     def take(self, most: int) -> list[Item]:
-        """Up to ``most`` items, one per run and turn."""
+        """Up to ``most`` items, one per run (or fill) and turn."""
         taken: list[Item] = []
         while len(taken) < most and self._turns:
             run = self._turns.popleft()

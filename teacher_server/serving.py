@@ -44,12 +44,15 @@ def url_of(bound: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn, save that it says when it is ready, stops when it must, and lets the caller choose the exit code."""
 
-    def __init__(self, config: uvicorn.Config, *, died: asyncio.Event, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, died: asyncio.Event, ready: Callable[[], None], stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self.signals: list[int] = []
         """Signals received, in order."""
         self._died = died
         self._ready = ready
+        self._stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell."""
@@ -63,6 +66,11 @@ class Server(uvicorn.Server):
             await super().main_loop()
         finally:
             watch.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell what would go on for hours, and those who watch it, to end; then as uvicorn's."""
+        self._stopping()
+        await super().shutdown(sockets)
 
     async def _stop_when_dead(self) -> None:
         await self._died.wait()
@@ -99,6 +107,7 @@ def run_app(app: FastAPI, *, bound: socket.socket, ready: Callable[[], None]) ->
         timeout_keep_alive=5,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    server = Server(config, died=app.state.service.answering.died, ready=ready)
+    service = app.state.service
+    server = Server(config, died=service.answering.died, ready=ready, stopping=service.fills.stop)
     asyncio.run(server.serve(sockets=[bound]))
     return server.signals

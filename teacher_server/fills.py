@@ -1,0 +1,120 @@
+"""The fills of one server: some run, some wait, the last ones are remembered."""
+
+import asyncio
+import logging
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from cache.writer import CacheWriter
+from shared.errors import TeachonceError, UnavailableError, UnknownNameError
+from teacher_server.answering import Answering
+from teacher_server.fill import BATCHES_IN_FLIGHT
+from teacher_server.fill_job import FillJob, check_affordable
+from teacher_server.running_fill import RunningFill
+from teacher_server.settings import AnsweringSettings
+
+log = logging.getLogger(__name__)
+
+MOST_RUNNING = 4
+"""Fills that ask at one time: they share one teacher, more would only all be slow."""
+MOST_WAITING = 16
+"""Each holds the numbers of its rows; more are refused with 503."""
+REMEMBERED = 100
+"""Fills that can be asked about, the running ones included."""
+
+
+class Fills:
+    """An async context manager; at its end no fill runs any more."""
+
+    def __init__(self, answering: Answering, *, writer: CacheWriter, settings: AnsweringSettings, teacher: str) -> None:
+        self._answering = answering
+        self._writer = writer
+        self._teacher = teacher
+        self._batch_images, running = share_of_queue(settings)
+        self._turns = asyncio.Semaphore(running)
+        self._planning = asyncio.Lock()
+        self._fills: dict[str, RunningFill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def start(self, job: FillJob) -> RunningFill:
+        """Begin a fill, or put it behind those that run.
+
+        Raises `BudgetExhaustedError` before computing anything where its payer cannot pay for all of it, and
+        `UnavailableError` where too many wait.
+        """
+        self._check_open()
+        # One at a time: each may look at millions of keys.
+        async with self._planning:
+            await asyncio.to_thread(check_affordable, job, writer=self._writer, teacher=self._teacher)
+        self._check_open()
+        fill = RunningFill(job)
+        self._forget_old()
+        self._fills[fill.id] = fill
+        task = asyncio.create_task(self._work(fill), name=f"fill {fill.id}")
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, fill))
+        return fill
+
+    def get(self, fill_id: str, *, owner: str | None) -> RunningFill:
+        """The fill of this id, where ``owner`` pays for it (None: whoever does); raises `UnknownNameError`."""
+        fill = self._fills.get(fill_id)
+        if fill is None or owner not in (None, fill.payer.owner):
+            raise UnknownNameError(
+                f"unknown fill {fill_id[:40]!r}: a server remembers the last {REMEMBERED} since its start; submit it "
+                "again, what is cached costs nothing"
+            )
+        return fill
+
+    def recent(self, *, owner: str | None) -> list[RunningFill]:
+        """The fills that ``owner`` may see, the newest first."""
+        return [fill for fill in reversed(self._fills.values()) if owner in (None, fill.payer.owner)]
+
+    def stop(self) -> None:
+        """Let every fill end after what is in flight, and begin none; watchers are told."""
+        self._stopping = True
+        why = UnavailableError("the server stops; all that was done is kept: submitted again, it goes on where it was")
+        for fill in self._fills.values():
+            fill.stop("stopped", why=why)
+
+    def _check_open(self) -> None:
+        if self._stopping or self._answering.died.is_set():
+            raise UnavailableError(f"not now: {self._answering.trouble or 'the server is about to stop'}")
+        waiting = sum(fill.state == "queued" for fill in self._fills.values())
+        if waiting >= MOST_WAITING:
+            raise UnavailableError(f"{waiting} fills are waiting already; ask again later, or cancel one")
+
+    async def _work(self, fill: RunningFill) -> None:
+        async with self._turns:
+            await fill.work(self._answering, batch_images=self._batch_images)
+
+    def _ended(self, fill: RunningFill, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("fill %s failed; its traceback follows", fill.id, exc_info=error)
+            fill.fail(TeachonceError(f"an internal error; the server's log has it under fill {fill.id}"))
+
+    def _forget_old(self) -> None:
+        """Make room for one more."""
+        ended = [fill.id for fill in self._fills.values() if fill.ended]
+        for fill_id in ended[: max(0, len(self._fills) + 1 - REMEMBERED)]:
+            del self._fills[fill_id]
+
+
+def share_of_queue(settings: AnsweringSettings) -> tuple[int, int]:
+    """(images that a fill asks about at a time, fills at a time): at most half of the queue, requests have the rest."""
+    share = settings.queue_images // 2
+    batch_images = max(1, min(settings.batch_images, share // BATCHES_IN_FLIGHT))
+    return batch_images, max(1, min(MOST_RUNNING, share // (batch_images * BATCHES_IN_FLIGHT)))

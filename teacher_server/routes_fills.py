@@ -1,0 +1,99 @@
+"""Routes of long fills: submit, list, watch, cancel. They only translate."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from cache.payer import Payer
+from shared.fill_schemas import FillList, FillRequest, FillStatus
+from teacher_server.fill_job import read_job
+from teacher_server.openapi import documented, json_body
+from teacher_server.reading import read_json
+from teacher_server.replies import JsonReply
+from teacher_server.running_fill import RunningFill
+from teacher_server.service import Service
+
+router = APIRouter(prefix="/v1/fills")
+
+ADMIN = "admin"
+"""The scope that sees the fills of all owners."""
+
+
+@router.post(
+    "",
+    **documented(FillStatus, status=202, errors=(402, 404, 408, 413, 415, 503), body=json_body(FillRequest)),
+)
+async def start_fill(request: Request) -> Response:
+    """Begin to answer about all rows, a sample or some rows under some views; watch it at its Location.
+
+    402 before anything is computed where the budget does not cover all that is missing. Submitted again, it costs
+    nothing for what is there. It ends with its server process; what was done is kept.
+    """
+    service = _service(request)
+    asked = await read_json(request, model=FillRequest)
+    payer = Payer(request.state.owner, service.check_run(asked.run))
+    named = service.rows(asked.dataset, rows=(), view=0)
+    job = await asyncio.to_thread(read_job, asked, dataset=named.dataset, cache=named.cache, payer=payer)
+    fill = await service.fills.start(job)
+    request.state.run, request.state.images = payer.run, job.total
+    return JsonReply(fill.status().model_dump(), status_code=202, headers={"location": f"/v1/fills/{fill.id}"})
+
+
+@router.get("", **documented(FillList))
+async def list_fills(request: Request) -> Response:
+    """The last fills of this server process, the newest first."""
+    fills = _service(request).fills.recent(owner=_owner(request))
+    return JsonReply({"fills": [fill.status().model_dump() for fill in fills]})
+
+
+@router.get("/{fill_id}", **documented(FillStatus, errors=(404,)))
+async def fill_status(request: Request, fill_id: str) -> Response:
+    """How far a fill has come."""
+    return JsonReply(_fill(request, fill_id).status().model_dump())
+
+
+@router.get("/{fill_id}/events", **documented(None, errors=(404, 408, 413), events=True))
+async def fill_events(request: Request, fill_id: str) -> Response:
+    """The same as a stream of server-sent events: `progress` at most twice a second, then one `end`.
+
+    Each carries the whole status. Any number may watch; one that leaves changes nothing.
+    """
+    fill = _fill(request, fill_id)
+    # Read to its end: once the stream has begun, a body that fails has no answer any more.
+    await request.body()
+    # The second header is for nginx, which would collect the events and send them together.
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(_events(fill), media_type="text/event-stream", headers=headers)
+
+
+@router.delete("/{fill_id}", **documented(FillStatus, errors=(404, 504)))
+async def cancel_fill(request: Request, fill_id: str) -> Response:
+    """Ask nothing more; answers when what is in flight is kept. A fill that has ended stays as it is."""
+    fill = _fill(request, fill_id)
+    fill.stop("cancelled")
+    await fill.wait(timeout_s=_service(request).settings.deadline_s)
+    return JsonReply(fill.status().model_dump())
+
+
+async def _events(fill: RunningFill) -> AsyncIterator[str]:
+    async for status in fill.watch():
+        if status is None:
+            yield ": still here\n\n"
+        else:
+            yield f"event: {'end' if status.ended else 'progress'}\ndata: {status.model_dump_json()}\n\n"
+
+
+def _fill(request: Request, fill_id: str) -> RunningFill:
+    return _service(request).fills.get(fill_id, owner=_owner(request))
+
+
+def _owner(request: Request) -> str | None:
+    """Whose fills the request may see; None: everybody's."""
+    return None if ADMIN in getattr(request.state, "scopes", (ADMIN,)) else request.state.owner
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
