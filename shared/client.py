@@ -5,7 +5,8 @@ Shape key: B rows or images asked about, H height, W width.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.client_calls import (
-    RETRY_STATUSES,
     Answers,
     Call,
     answers_of,
@@ -22,27 +22,44 @@ from shared.client_calls import (
     check_url,
     checked,
     common_headers,
-    images_calls,
+    is_loopback,
     join_answers,
     json_of,
     logits_calls,
-    pauses,
-    retry_after_s,
     run_path,
-    unreachable,
 )
+from shared.client_fills import AsyncFillMethods, FillMethods
+from shared.client_images import Images, images_calls
+from shared.client_retries import Tries
+from shared.client_streams import CONCURRENCY, StreamCounts, in_order, in_order_async
+from shared.fill_schemas import FillStatus
+from shared.progress import shown
 
-__all__ = ["Answers", "AsyncTeacherClient", "TeacherClient"]
+__all__ = ["Answers", "AsyncTeacherClient", "FillStatus", "TeacherClient"]
+
+TIMEOUT_S = 600.0
+"""Ten answers of 504 from a server with its default deadline: what a slow teacher computes meanwhile is kept."""
+# Shorter than the 5 s of the server: a connection that it is about to close is not used again.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+
+Outcome = httpx.Response | httpx.TransportError
 
 
-class TeacherClient:
+class TeacherClient(FillMethods):
     """Asks one teacher server; a context manager. Safe to use from several threads.
 
-    Errors of the server come back as the classes of `shared.errors`; connection errors and "not now" are tried again.
+    Errors of the server come back as the classes of `shared.errors`; connection errors and "not now" are tried again,
+    for ``timeout_s`` seconds per request at most. The environment says which proxy to use, if any; none for loopback.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        self._http = httpx.Client(base_url=check_url(base_url), headers=common_headers(api_key), timeout=timeout_s)
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(
+            base_url=check_url(base_url),
+            headers=common_headers(api_key),
+            limits=LIMITS,
+            trust_env=not is_loopback(base_url),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -69,10 +86,35 @@ class TeacherClient:
         calls = logits_calls(dataset, rows=rows, view=view, outputs=outputs, run=run)
         return join_answers([answers_of(self._send(call)) for call in calls])
 
-    def images(
-        self, images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str] = ("logits",), run: str | None = None
-    ) -> Answers:
-        """Answers for images uint8 [B, H, W, 3], or for the bytes of one PNG, JPEG or WebP file."""
+    def stream_logits(
+        self,
+        dataset: str,
+        rows: Sequence[int] | NDArray[np.int64],
+        *,
+        view: int = 0,
+        outputs: Sequence[str] = ("logits",),
+        run: str | None = None,
+        concurrency: int = CONCURRENCY,
+        progress: bool | Callable[[StreamCounts], object] | None = None,
+    ) -> Iterator[Answers]:
+        """The same part by part, in the order of the rows, for more than fits in memory.
+
+        ``concurrency`` requests are under way or in memory at once. ``progress``: True for a bar or lines on standard
+        error, or a function of the counts.
+        """
+        calls = logits_calls(dataset, rows=rows, view=view, outputs=outputs, run=run)
+        counts = StreamCounts(total=len(rows))
+        with shown(progress, title=dataset) as show:
+            for answers in in_order(self._send, calls, concurrency=concurrency):
+                counts = counts.plus(answers)
+                show(counts)
+                yield answers
+
+    def images(self, images: Images, *, outputs: Sequence[str] = ("logits",), run: str | None = None) -> Answers:
+        """Answers for images uint8 [B, H, W, 3] or [H, W, 3], or a PNG, JPEG or WebP file (its bytes or its path).
+
+        Also for several of these one after another, of any sizes. What has one size travels together.
+        """
         return join_answers([answers_of(self._send(call)) for call in images_calls(images, outputs=outputs, run=run)])
 
     def ledger(self) -> dict[str, Any]:
@@ -99,27 +141,38 @@ class TeacherClient:
             return False
 
     def _send(self, call: Call) -> httpx.Response:
-        for pause_s in pauses():
-            try:
-                response = self._http.request(
-                    call.method, call.path, params=call.params, content=call.content, headers=call.headers()
-                )
-            except httpx.TransportError as error:
-                if pause_s is None:
-                    raise unreachable(str(self._http.base_url), error=error) from error
-                time.sleep(pause_s)
-                continue
-            if response.status_code not in RETRY_STATUSES or pause_s is None:
-                return checked(response)
-            time.sleep(max(pause_s, retry_after_s(response)))
-        raise AssertionError("the last pause is None")
+        tries = Tries(self._timeout_s)
+        while (pause_s := tries.pause_s(outcome := self._try(call, timeout=tries.timeout()))) is not None:
+            time.sleep(pause_s)
+        if isinstance(outcome, httpx.TransportError):
+            raise tries.failure(outcome, url=str(self._http.base_url)) from outcome
+        return checked(outcome)
+
+    def _try(self, call: Call, *, timeout: httpx.Timeout) -> Outcome:
+        try:
+            return self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                content=call.content,
+                headers=call.headers(),
+                timeout=timeout,
+            )
+        except httpx.TransportError as error:
+            return error
 
 
-class AsyncTeacherClient:
+class AsyncTeacherClient(AsyncFillMethods):
     """`TeacherClient` for asyncio."""
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        self._http = httpx.AsyncClient(base_url=check_url(base_url), headers=common_headers(api_key), timeout=timeout_s)
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(
+            base_url=check_url(base_url),
+            headers=common_headers(api_key),
+            limits=LIMITS,
+            trust_env=not is_loopback(base_url),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,9 +199,28 @@ class AsyncTeacherClient:
         calls = logits_calls(dataset, rows=rows, view=view, outputs=outputs, run=run)
         return join_answers([answers_of(await self._send(call)) for call in calls])
 
-    async def images(
-        self, images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str] = ("logits",), run: str | None = None
-    ) -> Answers:
+    async def stream_logits(
+        self,
+        dataset: str,
+        rows: Sequence[int] | NDArray[np.int64],
+        *,
+        view: int = 0,
+        outputs: Sequence[str] = ("logits",),
+        run: str | None = None,
+        concurrency: int = CONCURRENCY,
+        progress: bool | Callable[[StreamCounts], object] | None = None,
+    ) -> AsyncIterator[Answers]:
+        """See `TeacherClient.stream_logits`."""
+        calls = logits_calls(dataset, rows=rows, view=view, outputs=outputs, run=run)
+        counts = StreamCounts(total=len(rows))
+        with shown(progress, title=dataset) as show:
+            async with aclosing(in_order_async(self._send, calls, concurrency=concurrency)) as parts:
+                async for answers in parts:
+                    counts = counts.plus(answers)
+                    show(counts)
+                    yield answers
+
+    async def images(self, images: Images, *, outputs: Sequence[str] = ("logits",), run: str | None = None) -> Answers:
         """See `TeacherClient.images`."""
         return join_answers(
             [answers_of(await self._send(call)) for call in images_calls(images, outputs=outputs, run=run)]
@@ -178,17 +250,22 @@ class AsyncTeacherClient:
             return False
 
     async def _send(self, call: Call) -> httpx.Response:
-        for pause_s in pauses():
-            try:
-                response = await self._http.request(
-                    call.method, call.path, params=call.params, content=call.content, headers=call.headers()
-                )
-            except httpx.TransportError as error:
-                if pause_s is None:
-                    raise unreachable(str(self._http.base_url), error=error) from error
-                await asyncio.sleep(pause_s)
-                continue
-            if response.status_code not in RETRY_STATUSES or pause_s is None:
-                return checked(response)
-            await asyncio.sleep(max(pause_s, retry_after_s(response)))
-        raise AssertionError("the last pause is None")
+        tries = Tries(self._timeout_s)
+        while (pause_s := tries.pause_s(outcome := await self._try(call, timeout=tries.timeout()))) is not None:
+            await asyncio.sleep(pause_s)
+        if isinstance(outcome, httpx.TransportError):
+            raise tries.failure(outcome, url=str(self._http.base_url)) from outcome
+        return checked(outcome)
+
+    async def _try(self, call: Call, *, timeout: httpx.Timeout) -> Outcome:
+        try:
+            return await self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                content=call.content,
+                headers=call.headers(),
+                timeout=timeout,
+            )
+        except httpx.TransportError as error:
+            return error

@@ -1,12 +1,12 @@
 """What the HTTP client sends and how it reads what comes back, the same for sync and async.
 
-Shape key: B rows or images asked about, H height, W width.
+Shape key: B rows or images asked about.
 """
 
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from operator import index
 from typing import Any
 from urllib.parse import quote
@@ -20,15 +20,10 @@ from shared.errors import (
     InputError,
     MissingRowsError,
     TeachonceError,
-    UnreachableError,
 )
-from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
+from shared.wire import CONTENT_TYPE, unpack_tensors
 
 ROWS_PER_REQUEST = 1024
-BYTES_PER_REQUEST = 16 * 2**20
-RETRIES = 5
-RETRY_STATUSES = frozenset({503, 504})
-"""Nothing was refused for good, and asking again never pays twice: what is computed meanwhile is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +87,7 @@ def logits_calls(
     run: str | None,
 ) -> Iterator[Call]:
     """One or more requests for rows."""
-    wanted = _row_numbers(rows)
+    wanted = row_numbers(rows)
     for start in range(0, len(wanted), ROWS_PER_REQUEST) or (0,):
         part = wanted[start : start + ROWS_PER_REQUEST]
         body = {"dataset": dataset, "rows": part, "view": view, "outputs": list(outputs)}
@@ -100,7 +95,8 @@ def logits_calls(
         yield Call(method="POST", path="/v1/logits", content=text.encode(), kind="application/json")
 
 
-def _row_numbers(rows: Sequence[int] | NDArray[np.int64]) -> list[int]:
+def row_numbers(rows: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    """Rows as whole numbers; raises `InputError` rather than round."""
     try:
         # Not int(): it would turn row 1.7 into row 1.
         return [index(row) for row in rows]
@@ -108,24 +104,10 @@ def _row_numbers(rows: Sequence[int] | NDArray[np.int64]) -> list[int]:
         raise InputError(f"rows must be whole numbers: {error}") from error
 
 
-def images_calls(images: NDArray[np.uint8] | bytes, *, outputs: Sequence[str], run: str | None) -> Iterator[Call]:
-    """One or more requests for images uint8 [B, H, W, 3], or one for a file."""
-    params = {"outputs": ",".join(outputs)} | ({} if run is None else {"run": run})
-    if isinstance(images, bytes):
-        yield Call(method="POST", path="/v1/images", params=params, content=images, kind="application/octet-stream")
-        return
-    if images.ndim != 4:
-        raise InputError(f"images must be uint8 [B, H, W, 3]; got {images.dtype} {list(images.shape)}")
-    step = min(ROWS_PER_REQUEST, max(1, BYTES_PER_REQUEST // max(1, images[:1].nbytes)))
-    for start in range(0, len(images), step) or (0,):
-        body = pack_tensors({"images": np.ascontiguousarray(images[start : start + step])}, metadata={})
-        yield Call(method="POST", path="/v1/images", params=params, content=body, kind=CONTENT_TYPE)
-
-
 def answers_of(response: httpx.Response) -> Answers:
     """The answers in a response."""
     if response.headers.get("content-type", "") != CONTENT_TYPE:
-        raise _stranger(response)
+        raise stranger(response)
     outputs, metadata = unpack_tensors(response.content)
     return Answers(
         teacher=metadata["teacher"],
@@ -154,21 +136,8 @@ def json_of(response: httpx.Response) -> dict[str, Any]:
     try:
         value: dict[str, Any] = response.json()
     except ValueError:
-        raise _stranger(response) from None
+        raise stranger(response) from None
     return value
-
-
-def pauses() -> Iterator[float | None]:
-    """Seconds to wait after each failed try, growing, with jitter; None = that was the last one."""
-    for attempt in range(RETRIES):
-        yield 0.1 * 2**attempt * random.uniform(0.5, 1.5)
-    yield None
-
-
-def retry_after_s(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait, 0 where it does not."""
-    text = response.headers.get("retry-after", "0")
-    return float(text) if text.isdigit() else 0.0
 
 
 def check_url(base_url: str) -> str:
@@ -182,32 +151,36 @@ def check_url(base_url: str) -> str:
     return base_url
 
 
-def unreachable(base_url: str, *, error: httpx.TransportError) -> UnreachableError:
-    """The error after the last try."""
-    return UnreachableError(
-        f"no teacher server at {base_url} ({type(error).__name__}); start one with teacher-server serve"
-    )
+def is_loopback(base_url: str) -> bool:
+    """Whether the address is on this machine, where no proxy stands between."""
+    host = httpx.URL(base_url).host
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def checked(response: httpx.Response) -> httpx.Response:
     """The response if it is a success; else raise the error that the server had."""
-    if response.status_code == httpx.codes.OK:
+    if response.is_success:
         return response
     try:
         body = response.json()
         message, code = str(body["error"]), str(body["code"])
     except (ValueError, KeyError, TypeError):
-        raise _stranger(response) from None
-    raise _error(message, code=code, body=body)
+        raise stranger(response) from None
+    raise error_of(message, code=code, body=body)
 
 
-def _stranger(response: httpx.Response) -> TeachonceError:
+def stranger(response: httpx.Response) -> TeachonceError:
+    """The error for a reply that no teacher server gives."""
     return TeachonceError(
         f"HTTP {response.status_code} from {response.url}, not from a teacher server; check the address"
     )
 
 
-def _error(message: str, *, code: str, body: Mapping[str, Any]) -> TeachonceError:
+def error_of(message: str, *, code: str, body: Mapping[str, Any]) -> TeachonceError:
+    """The error that a server described."""
     if code == BudgetExhaustedError.code:
         return BudgetExhaustedError(message, needed=body["needed"], remaining=body["remaining"])
     if code == MissingRowsError.code:

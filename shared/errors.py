@@ -171,6 +171,13 @@ class DeadlineError(TeachonceError):
     status = 504
 
 
+class FillCancelledError(TeachonceError):
+    """Somebody else cancelled a fill; what it had done is kept."""
+
+    code = "fill_cancelled"
+    status = 409
+
+
 class DiskFullError(TeachonceError):
     """No room to keep another answer; nothing was lost."""
 

@@ -13,12 +13,12 @@ from shared.datasets.base import ImageDataset
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, check_offered
 from shared.replicas import replicas_of
+from shared.progress import FillProgress
 from shared.teacher import Teacher
 from teacher_server.backfill import backfill, check_size, unanswered_keys
 from teacher_server.commands import FillOptions, check_budget, open_jobs, summary
 from teacher_server.fill import FillCounts
 from teacher_server.opening import open_teacher
-from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
 from teacher_server.service import keep_constants
 

@@ -16,14 +16,14 @@ from cache.handle import CacheHandle
 from cache.payer import LOCAL_OWNER
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
-from shared.errors import BudgetExhaustedError, InputError
+from shared.errors import BudgetExhaustedError, CacheLockedError, InputError
+from shared.progress import FillProgress
 from shared.teacher import Teacher
 from shared.views import parse_views
 from teacher_server.answering import Answering
 from teacher_server.fill import FillCounts, fill
 from teacher_server.opening import RowOptions, TeacherOptions, choose_rows, open_datasets, open_teacher
 from teacher_server.plan import plan_fill
-from teacher_server.progress import FillProgress
 from teacher_server.serve import INDEX_FOLDER
 from teacher_server.service import open_cache
 from teacher_server.settings import AnsweringSettings
@@ -91,7 +91,7 @@ def fill_cache(options: FillOptions) -> str:
 
     Raises `BudgetExhaustedError` before computing anything where the budget cannot cover all of it.
     """
-    with closing(CacheWriter.open(options.cache)) as writer:
+    with closing(_open_writer(options.cache)) as writer:
         jobs = open_jobs(options, index_dir=options.cache / INDEX_FOLDER)
         with closing(open_teacher(options.teacher, datasets=[job.dataset for job in jobs])) as teacher:
             writer.ensure_run(options.run)
@@ -123,6 +123,15 @@ def fill_cache(options: FillOptions) -> str:
 def _is_filled(cache: CacheHandle, *, job: Job) -> bool:
     """Whether nothing is left to be asked."""
     return all(cache.present(view)[job.rows].all() for view in job.views)
+
+
+def _open_writer(path: Path) -> CacheWriter:
+    try:
+        return CacheWriter.open(path)
+    except CacheLockedError as error:
+        raise CacheLockedError(
+            f"{error}; if it is a server, let it do this: teacher-server fill --server http://HOST:PORT"
+        ) from error
 
 
 def summary(counts: FillCounts, *, seconds: float) -> str:
