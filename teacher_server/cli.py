@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from teacher_server.opening import RowOptions, TeacherOptions
 from teacher_server.options import (
     MOST_CALLS,
     AddOutputs,
+    ApiKey,
     Batch,
     Budget,
     Cache,
@@ -37,7 +39,10 @@ from teacher_server.options import (
     Run,
     Sample,
     Seed,
+    Server,
+    SomeCache,
     SomeDatasets,
+    SomeTeacher,
     Teacher,
     Threads,
     TrustExport,
@@ -46,6 +51,8 @@ from teacher_server.options import (
     Weights,
 )
 
+WITH_SERVER = ("server", "api_key", "dataset", "sample", "seed", "rows", "views", "budget", "run")
+"""Options of `fill` that mean something to a server."""
 NAMES = ("logits", "features", INPUT_GRAD, CONSTANTS)
 app = typer.Typer(
     no_args_is_help=True,
@@ -139,10 +146,13 @@ def serve(
 
 @app.command()
 def fill(
+    context: typer.Context,
     *,
-    teacher: Teacher,
     dataset: SomeDatasets,
-    cache: Cache,
+    teacher: SomeTeacher = None,
+    cache: SomeCache = None,
+    server: Server = None,
+    api_key: ApiKey = None,
     weights: Weights = None,
     classes: Classes = None,
     device: Device = "auto",
@@ -170,6 +180,23 @@ def fill(
 
     keep_freed_memory(os.environ)
     chosen = RowOptions(sample=sample, seed=seed, file=rows)
+    if server is not None:
+        from teacher_server.remote_fill import RemoteFillOptions, fill_on_server
+
+        _refuse(context, allowed=WITH_SERVER, why="the server at --server has its own")
+        remote = RemoteFillOptions(
+            server=server,
+            api_key=api_key,
+            datasets=tuple(dataset),
+            rows=chosen,
+            views=views,
+            budget=budget,
+            run=run,
+        )
+        print(fill_on_server(remote))
+        return
+    if teacher is None or cache is None:
+        raise InputError("give --teacher and --cache, or --server with the address of a server that runs")
     options = FillOptions(
         teacher=TeacherOptions(
             spec=teacher,
@@ -258,6 +285,16 @@ def plan(
     )
     for line in plan_fills(options, rate=rate):
         print(line)
+
+
+def _refuse(context: typer.Context, *, allowed: Collection[str], why: str) -> None:
+    """Raise `InputError` for options on the command line that would be ignored."""
+    # By name: the class of a source is private to typer.
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    ignored = [f"--{name.replace('_', '-')}" for name in given]
+    if ignored:
+        raise InputError(f"leave out {', '.join(ignored)}: {why}")
 
 
 def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:

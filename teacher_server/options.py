@@ -15,8 +15,10 @@ Teacher = Annotated[
         help="zoo:NAME, torchvision:NAME, timm:NAME, export:FILE.pt2, python:FILE.py:FUNCTION, fake:C or a checkpoint"
     ),
 ]
+SomeTeacher = Annotated[str | None, typer.Option(help="as for serve; not with --server")]
 Weights = Annotated[Path | None, typer.Option(help="safetensors, or a state dict")]
 Cache = Annotated[Path, typer.Option(help="folder of the cache; made if absent")]
+SomeCache = Annotated[Path | None, typer.Option(help="folder of the cache; made if absent; not with --server")]
 DATASET_HELP = "digits, folder:PATH, torchvision:NAME, python:FILE.py:FUNCTION; all splits without a /SPLIT; repeatable"
 Datasets = Annotated[list[str] | None, typer.Option(help=DATASET_HELP)]
 SomeDatasets = Annotated[list[str], typer.Option(help=DATASET_HELP)]
@@ -58,6 +60,11 @@ Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, 
 Seed = Annotated[int, typer.Option(help="which sample to draw")]
 RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]
 Views = Annotated[str, typer.Option(help="views such as 0 or 0,5 or 1-162")]
+Server = Annotated[
+    str | None,
+    typer.Option(help="address of a server that runs, http://HOST:PORT: it does the fill; --dataset names one of its"),
+]
+ApiKey = Annotated[str | None, typer.Option(envvar="TEACHONCE_API_KEY", help="key for --server")]
 Config = Annotated[
     Path | None,
     typer.Option(
