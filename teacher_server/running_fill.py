@@ -37,7 +37,7 @@ class RunningFill:
         """How long it took; None before its end."""
         self._stop = asyncio.Event()
         self._stopped_as: FillState = "cancelled"
-        self._marks: deque[tuple[float, int]] = deque()
+        self._marks: deque[tuple[float, int]] = deque([(0.0, 0)])
         """(when, answers then) of the last seconds: what was cached is passed quickly and says nothing of the rest."""
         self._changed = asyncio.Event()
         """Set when the state changes; then another takes its place."""
@@ -76,7 +76,7 @@ class RunningFill:
 
     def _rate(self, seconds: float) -> float:
         """Images per second: lately, at the end in all."""
-        since_s, before = (0.0, 0) if self.ended or not self._marks else self._marks[0]
+        since_s, before = (0.0, 0) if self.ended else self._marks[0]
         passed_s = seconds - since_s
         return (self._counts.done - before) / passed_s if passed_s > 0 else 0.0
 
@@ -156,14 +156,14 @@ class RunningFill:
         self._counts = counts
         now_s = self._passed_s()
         self._marks.append((now_s, counts.done))
-        while now_s - self._marks[0][0] > RATE_OVER_S:
+        # One mark stays that is older: a batch may take longer than the window.
+        while now_s - self._marks[1][0] > RATE_OVER_S:
             self._marks.popleft()
 
     def _end(self, state: FillState) -> None:
         if state == "done":
             self._error = None
         self._job, self._seconds = None, self._passed_s()
-        self._marks.clear()
         self._become(state)
 
     def _become(self, state: FillState) -> None:

@@ -51,9 +51,9 @@ def test_settings_refuse_an_empty_batch() -> None:
         AnsweringSettings(batch_images=0)
 
 
-def item(run: str, index: int) -> Item:
+def item(run: str, index: int, *, lane: str = "") -> Item:
     anything: Any = None
-    return Item(question=anything, index=index, key=b"", run=run, reservation=anything)
+    return Item(question=anything, index=index, key=b"", run=run, reservation=anything, lane=lane)
 
 
 def test_runs_take_turns_and_keep_their_order() -> None:
@@ -65,6 +65,8 @@ def test_runs_take_turns_and_keep_their_order() -> None:
     assert len(queue) == 2
     assert [(one.run, one.index) for one in queue.take(9)] == [("large", 3), ("large", 4)]
     assert queue.take(1) == []
+    queue.push([item("one", index, lane="fill 7") for index in range(3)] + [item("one", 9)])
+    assert [one.index for one in queue.take(3)] == [0, 9, 1]
 
 
 @pytest.mark.parametrize(
