@@ -134,7 +134,7 @@ class FillMethods(ABC):
                 response.read()
                 raise stranger(checked(response))
             for line in response.iter_lines():
-                if (status := event_status(line)) is not None:
+                if (status := event_status(line, response=response)) is not None:
                     yield status
 
 
@@ -235,7 +235,7 @@ class AsyncFillMethods(ABC):
                 await response.aread()
                 raise stranger(checked(response))
             async for line in response.aiter_lines():
-                if (status := event_status(line)) is not None:
+                if (status := event_status(line, response=response)) is not None:
                     yield status
 
 
@@ -284,9 +284,14 @@ def is_stream(response: httpx.Response) -> bool:
     return response.is_success and response.headers.get("content-type", "").startswith(EVENTS["accept"])
 
 
-def event_status(line: str) -> FillStatus | None:
+def event_status(line: str, *, response: httpx.Response) -> FillStatus | None:
     """The status in one line of a stream: every event is one line of data, and its name says nothing more."""
-    return FillStatus.model_validate_json(line.removeprefix("data:")) if line.startswith("data:") else None
+    if not line.startswith("data:"):
+        return None
+    try:
+        return FillStatus.model_validate_json(line.removeprefix("data:"))
+    except ValidationError:
+        raise stranger(response) from None
 
 
 def finished(followed: Followed) -> FillStatus | None:

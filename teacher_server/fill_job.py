@@ -3,6 +3,7 @@
 Shape key: B rows asked for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,8 +63,16 @@ def _rows(asked: FillRequest, *, dataset: ImageDataset) -> NDArray[np.int64]:
     return np.arange(dataset.num_rows, dtype=np.int64)
 
 
-def check_affordable(job: FillJob, *, writer: CacheWriter, teacher: str) -> None:
-    """Raise `BudgetExhaustedError` where the payer cannot pay for all that is missing. Takes minutes for many views."""
+def check_affordable(job: FillJob, *, writer: CacheWriter, teacher: str, check_open: Callable[[], None]) -> None:
+    """Raise `BudgetExhaustedError` where the payer cannot pay for all that is missing.
+
+    Takes minutes for many views; ``check_open`` is called between two of them and may raise.
+    """
+
+    def present(view: int) -> NDArray[np.bool_]:
+        check_open()
+        return job.cache.present(view)
+
     run, owner = job.payer.run, job.payer.owner
     if writer.remaining(run, owner=owner) is None:
         return
@@ -71,7 +80,7 @@ def check_affordable(job: FillJob, *, writer: CacheWriter, teacher: str) -> None
         job.dataset,
         rows=job.rows,
         views=job.views,
-        present=job.cache.present,
+        present=present,
         is_known=partial(_is_known, writer, teacher, job.cache),
         calls_per_answer=job.cache.calls_per_answer,
     ).calls

@@ -54,11 +54,13 @@ class Fills:
         Raises `BudgetExhaustedError` before computing anything where its payer cannot pay for all of it, and
         `UnavailableError` where too many wait.
         """
-        self._check_open()
+        self._check_room()
         # One at a time: each may look at millions of keys.
         async with self._planning:
-            await asyncio.to_thread(check_affordable, job, writer=self._writer, teacher=self._teacher)
-        self._check_open()
+            await asyncio.to_thread(
+                check_affordable, job, writer=self._writer, teacher=self._teacher, check_open=self._check_open
+            )
+        self._check_room()
         fill = RunningFill(job)
         self._forget_old()
         self._fills[fill.id] = fill
@@ -91,6 +93,9 @@ class Fills:
     def _check_open(self) -> None:
         if self._stopping or self._answering.died.is_set():
             raise UnavailableError(f"not now: {self._answering.trouble or 'the server is about to stop'}")
+
+    def _check_room(self) -> None:
+        self._check_open()
         waiting = sum(fill.state == "queued" for fill in self._fills.values())
         if waiting >= MOST_WAITING:
             raise UnavailableError(f"{waiting} fills are waiting already; ask again later, or cancel one")
