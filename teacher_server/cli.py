@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from teacher_server.log_lines import LogFormat, LogLevel, set_up_log
 from teacher_server.opening import RowOptions, TeacherOptions
 from teacher_server.options import (
     MOST_CALLS,
+    WITH_SERVER,
     AddOutputs,
     ApiKey,
     Batch,
@@ -49,10 +49,9 @@ from teacher_server.options import (
     ViewPolicyOption,
     Views,
     Weights,
+    refuse_others,
 )
 
-WITH_SERVER = ("server", "api_key", "dataset", "sample", "seed", "rows", "views", "budget", "run")
-"""Options of `fill` that mean something to a server."""
 NAMES = ("logits", "features", INPUT_GRAD, CONSTANTS)
 app = typer.Typer(
     no_args_is_help=True,
@@ -183,7 +182,7 @@ def fill(
     if server is not None:
         from teacher_server.remote_fill import RemoteFillOptions, fill_on_server
 
-        _refuse(context, allowed=WITH_SERVER, why="the server at --server has its own")
+        refuse_others(context, allowed=WITH_SERVER, why="the server at --server has its own")
         remote = RemoteFillOptions(
             server=server,
             api_key=api_key,
@@ -285,16 +284,6 @@ def plan(
     )
     for line in plan_fills(options, rate=rate):
         print(line)
-
-
-def _refuse(context: typer.Context, *, allowed: Collection[str], why: str) -> None:
-    """Raise `InputError` for options on the command line that would be ignored."""
-    # By name: the class of a source is private to typer.
-    sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    ignored = [f"--{name.replace('_', '-')}" for name in given]
-    if ignored:
-        raise InputError(f"leave out {', '.join(ignored)}: {why}")
 
 
 def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:

@@ -1,10 +1,12 @@
 """The options of ``teacher-server`` that several of its commands share."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shared.errors import InputError
 from teacher_server.config_file import use_config
 
 MOST_CALLS = 2**63 - 1
@@ -81,3 +83,15 @@ ViewPolicyOption = Annotated[
         " randaug:n=2,m=9; default: the data set's own crops",
     ),
 ]
+WITH_SERVER = ("server", "api_key", "dataset", "sample", "seed", "rows", "views", "budget", "run")
+"""Options of `fill` that mean something to a server."""
+
+
+def refuse_others(context: typer.Context, *, allowed: Collection[str], why: str) -> None:
+    """Raise `InputError` for options on the command line that would be ignored."""
+    # By name: the class of a source is private to typer.
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in allowed}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    ignored = [f"--{name.replace('_', '-')}" for name in given]
+    if ignored:
+        raise InputError(f"leave out {', '.join(ignored)}: {why}")
