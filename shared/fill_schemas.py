@@ -22,7 +22,9 @@ class FillRequest(StrictModel):
         default=None, min_length=1, description="which rows; with neither rows nor sample: all"
     )
     views: str = Field(default="0", max_length=1000, description="views such as 0 or 0,5 or 1-162")
-    run: Name = Field(default="default", description="who pays for teacher calls")
+    run: Name | None = Field(
+        default=None, description="who pays for teacher calls; without one the first run of the key, else default"
+    )
 
 
 class FillError(BaseModel):

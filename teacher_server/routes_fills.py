@@ -9,16 +9,15 @@ from starlette.responses import StreamingResponse
 from cache.payer import Payer
 from shared.fill_schemas import FillList, FillRequest, FillStatus
 from teacher_server.fill_job import read_job
+from teacher_server.keys import ApiKey, Scope
 from teacher_server.openapi import documented, json_body
+from teacher_server.paying import paying_run
 from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
 from teacher_server.running_fill import RunningFill
 from teacher_server.service import Service
 
 router = APIRouter(prefix="/v1/fills")
-
-ADMIN = "admin"
-"""The scope that sees the fills of all owners."""
 
 
 @router.post(
@@ -33,11 +32,11 @@ async def start_fill(request: Request) -> Response:
     """
     service = _service(request)
     asked = await read_json(request, model=FillRequest)
-    payer = Payer(request.state.owner, service.check_run(asked.run))
+    payer = Payer(request.state.owner, paying_run(request, asked=asked.run))
     named = service.rows(asked.dataset, rows=(), view=0)
     job = await asyncio.to_thread(read_job, asked, dataset=named.dataset, cache=named.cache, payer=payer)
     fill = await service.fills.start(job)
-    request.state.run, request.state.images = payer.run, job.total
+    request.state.images = job.total
     return JsonReply(fill.status().model_dump(), status_code=202, headers={"location": f"/v1/fills/{fill.id}"})
 
 
@@ -91,7 +90,8 @@ def _fill(request: Request, fill_id: str) -> RunningFill:
 
 def _owner(request: Request) -> str | None:
     """Whose fills the request may see; None: everybody's."""
-    return None if ADMIN in getattr(request.state, "scopes", (ADMIN,)) else request.state.owner
+    key: ApiKey = request.state.key
+    return None if Scope.ADMIN in key.scopes else key.name
 
 
 def _service(request: Request) -> Service:
