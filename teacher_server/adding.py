@@ -12,8 +12,8 @@ from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError
 from shared.outputs import CONSTANTS, check_offered
-from shared.replicas import replicas_of
 from shared.progress import FillProgress
+from shared.replicas import replicas_of
 from shared.teacher import Teacher
 from teacher_server.backfill import backfill, check_size, unanswered_keys
 from teacher_server.commands import FillOptions, check_budget, open_jobs, summary

@@ -9,7 +9,6 @@ from typing import Self
 from cache.writer import CacheWriter
 from shared.errors import TeachonceError, UnavailableError, UnknownNameError
 from teacher_server.answering import Answering
-from teacher_server.fill import BATCHES_IN_FLIGHT
 from teacher_server.fill_job import FillJob, check_affordable
 from teacher_server.running_fill import RunningFill
 from teacher_server.settings import AnsweringSettings
@@ -31,7 +30,7 @@ class Fills:
         self._answering = answering
         self._writer = writer
         self._teacher = teacher
-        self._batch_images, running = share_of_queue(settings)
+        self._batch_images, running = share_of_queue(settings, batches=answering.batches_under_way)
         self._turns = asyncio.Semaphore(running)
         self._planning = asyncio.Lock()
         self._fills: dict[str, RunningFill] = {}
@@ -118,8 +117,11 @@ class Fills:
             del self._fills[fill_id]
 
 
-def share_of_queue(settings: AnsweringSettings) -> tuple[int, int]:
-    """(images that a fill asks about at a time, fills at a time): at most half of the queue, requests have the rest."""
+def share_of_queue(settings: AnsweringSettings, *, batches: int) -> tuple[int, int]:
+    """(images that a fill asks about at a time, fills at a time): at most half of the queue, requests have the rest.
+
+    ``batches``: how many a fill has under way.
+    """
     share = settings.queue_images // 2
-    batch_images = max(1, min(settings.batch_images, share // BATCHES_IN_FLIGHT))
-    return batch_images, max(1, min(MOST_RUNNING, share // (batch_images * BATCHES_IN_FLIGHT)))
+    batch_images = max(1, min(settings.batch_images, share // batches))
+    return batch_images, max(1, min(MOST_RUNNING, share // (batch_images * batches)))
