@@ -26,7 +26,7 @@ from cache.reader import CacheReader
 from cache.records import outputs_json
 from cache.staging import check_absent, staged_file
 from cache.tensor_file import Column, write_npz, write_safetensors
-from cache.verify import find_array_damage
+from cache.verify import find_array_damage, is_at_rest
 from shared.errors import CorruptCacheError, InputError
 
 EXPORT_FORMAT = "teachonce-export-1"
@@ -50,7 +50,7 @@ def export_answers(path: Path, target: Path, *, teacher: str | None = None, data
         load_pyarrow()
     check_absent(target)
     entry = select(read_catalog(path), path=path, teacher=teacher, dataset=dataset)
-    for finding in find_array_damage(entry):
+    for finding in find_array_damage(entry, at_rest=is_at_rest(path)):
         raise CorruptCacheError(f"{finding}; nothing was exported")
     journal = (path / LEDGER).exists()
     with (

@@ -38,10 +38,9 @@ def find_damage(path: Path) -> Iterator[str]:
     yield from find_document_damage(path / DATA)
     yield from _damage_of_ledger(path, entries=entries)
     yield from find_constant_damage(path)
-    # A fold that was interrupted has left slots beyond the mark.
-    at_rest = (path / SEAL).exists() or not (path / LEDGER).exists()
+    at_rest = is_at_rest(path)
     for entry in entries:
-        found = list(find_array_damage(entry))
+        found = list(find_array_damage(entry, at_rest=at_rest))
         yield from found
         if at_rest:
             yield from _damage_of_padding(entry)
@@ -50,10 +49,19 @@ def find_damage(path: Path) -> Iterator[str]:
             yield from find_misaligned(entry)
 
 
-def find_array_damage(entry: CatalogEntry) -> Iterator[str]:
-    """One line per finding in the arrays of one cache."""
+def is_at_rest(path: Path) -> bool:
+    """Whether the last writer of a folder has closed it.
+
+    Else a fold may be going on, or a crash may have cut one short: slots and checksums beyond the mark, and shapes
+    beyond the group's, are no damage then; nobody reads them, and the next writer brings them in order.
+    """
+    return (path / SEAL).exists() or not (path / LEDGER).exists()
+
+
+def find_array_damage(entry: CatalogEntry, *, at_rest: bool) -> Iterator[str]:
+    """One line per finding in the arrays of one cache; ``at_rest``: see `is_at_rest`."""
     for spec in (*entry.specs, *INDEX_ARRAYS):
-        yield from _damage_of_array(entry, spec=spec)
+        yield from _damage_of_array(entry, spec=spec, at_rest=at_rest)
 
 
 def _has_own_ledger(path: Path) -> bool:
@@ -91,11 +99,11 @@ def _damage_of_ledger(path: Path, *, entries: Sequence[CatalogEntry]) -> Iterato
             yield f"{folder} says {slots[folder]} slots, {ledger} only {record.folded}: restore one of them from a copy"
 
 
-def _damage_of_array(entry: CatalogEntry, *, spec: ArraySpec) -> Iterator[str]:
+def _damage_of_array(entry: CatalogEntry, *, spec: ArraySpec, at_rest: bool) -> Iterator[str]:
     folder = entry.folder / spec.name
     try:
         _, slots, array = open_array(folder)
-        if slots != entry.slots:
+        if slots < entry.slots or (at_rest and slots > entry.slots):
             yield f"{folder} has {slots} slots, its group says {entry.slots}"
         values = array.head(slots)
         # Block by block: a finding names its slots, and the next block is looked at all the same.
@@ -108,7 +116,7 @@ def _damage_of_array(entry: CatalogEntry, *, spec: ArraySpec) -> Iterator[str]:
             except CorruptCacheError as error:
                 yield str(error)
         beyond = [segment for segment in read_segments(folder) if segment.end > slots]
-        if beyond:
+        if beyond and at_rest:
             yield f"{folder} has checksums for slots up to {beyond[-1].end - 1}, but only {slots} slots"
     except CorruptCacheError as error:
         yield str(error)

@@ -71,6 +71,7 @@ def check_torn(path: Path) -> None:
     """Before anybody recovers: what a reader without the ledger sees is whole, every slot its own."""
     if not list(path.glob("data.zarr/*/*/*/zarr.json")):
         return
+    assert not list(find_damage(path)), "what a crash leaves is no damage"
     with CacheReader.open(path) as reader:
         slots = np.arange(reader.num_slots)
         rows, _ = reader.rows_and_views(slots)
