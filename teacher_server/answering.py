@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 
 FlightId = tuple[frozenset[tuple[str, str]], bytes]
 """Outputs and dtypes that the asking cache keeps, and the key."""
-Flight = asyncio.Future[Place | None]
-"""A key on its way: its committed place, or None where the one who asked first could not pay."""
+Flight = asyncio.Future[tuple[Place, bool] | None]
+"""A key on its way: its committed place and whether it was kept all along, or None where the one who asked first could
+not pay."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,12 +213,13 @@ class Answering:
         claimed, found = await self._claim(question, mine=mine, payer=payer) if mine else ({}, {})
         if flights := [*joined.values(), *claimed.values()]:
             await asyncio.wait(flights)
-        places = {key: place for key, flight in [*joined.items(), *claimed.items()] if (place := flight.result())}
+        landings = {key: it for key, flight in [*joined.items(), *claimed.items()] if (it := flight.result())}
+        kept = {key for key, (_, was_kept) in landings.items() if was_kept}
         return Landed(
-            places={**found, **places},
-            found=frozenset(found),
-            paid=frozenset(claimed) & places.keys(),
-            joined=frozenset(joined) & places.keys(),
+            places={**found, **{key: place for key, (place, _) in landings.items()}},
+            found=frozenset(found) | kept,
+            paid=frozenset(claimed) & landings.keys(),
+            joined=frozenset(joined) & landings.keys() - kept,
         )
 
     async def _claim(
@@ -244,7 +246,7 @@ class Answering:
                 self._land((kind, key), None)
             raise
         for key, place in claim.places.items():
-            self._land((kind, key), place)
+            self._land((kind, key), place, was_kept=True)
             del flights[key]
         if self.died.is_set():
             for key in flights:
@@ -264,7 +266,7 @@ class Answering:
         )
         return flights, claim.places
 
-    def _land(self, flight_id: FlightId, outcome: Place | TeachonceError | None) -> None:
+    def _land(self, flight_id: FlightId, outcome: Place | TeachonceError | None, *, was_kept: bool = False) -> None:
         """Tell everyone who waits for a key; later questions start over, so errors are never remembered."""
         flight = self._flights.pop(flight_id, None)
         if flight is None:
@@ -274,7 +276,7 @@ class Answering:
             # Looked at: a question that hears of many errors raises the first, and asyncio logs what nobody looked at.
             flight.exception()
         else:
-            flight.set_result(outcome)
+            flight.set_result(None if outcome is None else (outcome, was_kept))
 
     def _land_items(self, items: Sequence[Item], *, outcomes: Sequence[Place | TeachonceError]) -> None:
         for item, outcome in zip(items, outcomes, strict=True):

@@ -136,6 +136,16 @@ def test_rows_that_show_the_same_pixels_cost_one_call_and_get_a_slot_each(bench:
     np.testing.assert_array_equal(first.outputs["logits"], second.outputs["logits"])
 
 
+def test_what_is_kept_is_called_cached_to_all_who_ask_at_once(bench: Bench) -> None:
+    async def story(answering: Answering) -> list[Answers]:
+        await bench.ask(answering, 8)
+        return await asyncio.gather(*(bench.ask(answering, 9) for _ in range(10)))
+
+    assert [answers.cached.tolist() for answers in bench.run(story)] == [[True]] * 10
+    counts = bench.writer.ledger_counts()
+    assert (counts["teacher_calls"], counts["hits"], counts["joined"]) == (1, 10, 0)
+
+
 def test_an_answer_that_is_not_finite_is_refused_alone(bench: Bench) -> None:
     async def story(answering: Answering) -> list[Answers | BaseException]:
         return await asyncio.gather(bench.ask(answering, 6, 7), bench.ask(answering, 10, 11), return_exceptions=True)
