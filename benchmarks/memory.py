@@ -209,9 +209,8 @@ def tell(samples: list[Sample], *, options: argparse.Namespace, seconds: float, 
     before, after = float(np.mean(early)), float(np.mean(late))
     print(f"command: {shlex.join(['python', *sys.argv])}")
     print(f"machine: {platform.machine()}, Python {platform.python_version()}, {options.clients} clients")
-    print(
-        f"requests: {options.requests:,} in {seconds:.0f} s ({options.requests / seconds:.0f}/s), {added} of them misses"
-    )
+    rate = options.requests / seconds
+    print(f"requests: {options.requests:,} in {seconds:.0f} s ({rate:.0f}/s), {added} of them misses")
     print(f"resident: {before:.1f} MiB after {first:,.0f} requests, {after:.1f} MiB at the end (n={len(warm)} samples)")
     print(f"growth: {100 * (after / before - 1):+.2f} %; line: {100 * per_request * 1e6 / before:+.2f} % per million")
 
