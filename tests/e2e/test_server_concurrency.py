@@ -1,6 +1,5 @@
 """A real server under many clients, kill -9 and SIGTERM: once, within budget, nothing lost."""
 
-import asyncio
 import json
 import signal
 import threading
@@ -10,9 +9,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+from plain_client import PlainClient, Reply, in_threads
 from safetensors.numpy import save
 
 CLIENTS = 64
+EACH = 50
+"""Requests of one client."""
 HEADERS = {"content-type": "application/vnd.safetensors"}
 
 
@@ -21,19 +23,14 @@ def upload(*seeds: int) -> bytes:
     return save({"images": np.stack(images)})
 
 
-def ask_at_once(url: str, bodies: list[list[bytes]]) -> list[httpx.Response]:
-    """One client per list, all starting together; each sends its bodies one after another."""
+def ask_at_once(url: str, bodies: list[list[bytes]]) -> list[Reply]:
+    """One client per list, all starting together; each sends its bodies one after another over one connection."""
 
-    async def client(http: httpx.AsyncClient, own: list[bytes]) -> list[httpx.Response]:
-        return [await http.post("/v1/images", content=body, headers=HEADERS) for body in own]
+    def ask(own: list[bytes]) -> list[Reply]:
+        with PlainClient(url) as client:
+            return [client.ask("POST", "/v1/images", body=body, headers=HEADERS) for body in own]
 
-    async def everyone() -> list[list[httpx.Response]]:
-        # One connection each; an httpx client each would spend more time on TLS settings than the server on answers.
-        limits = httpx.Limits(max_connections=len(bodies))
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-            return await asyncio.gather(*(client(http, own) for own in bodies))
-
-    return [response for responses in asyncio.run(everyone()) for response in responses]
+    return [reply for replies in in_threads(ask, bodies) for reply in replies]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -44,28 +41,29 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_sixty_four_clients_asking_for_one_image_cause_one_call(launch_server: Callable, tmp_path: Path) -> None:
-    server = launch_server(tmp_path / "store")
-    responses = ask_at_once(server.url, [[upload(1)] * 2] * CLIENTS)
+    # Everyone asks before there is an answer.
+    server = launch_server(tmp_path / "store", forward_s=0.3)
+    replies = ask_at_once(server.url, [[upload(1)] * EACH] * CLIENTS)
 
-    assert {response.status_code for response in responses} == {200}
-    assert len({json.dumps(response.json()["logits"]) for response in responses}) == 1
-    assert sum(response.json()["teacher_calls"] for response in responses) == 1
+    assert {reply.status for reply in replies} == {200}
+    assert len({json.dumps(reply.json()["logits"]) for reply in replies}) == 1
+    assert sum(reply.json()["teacher_calls"] for reply in replies) == 1
     counts = server.ledger()
     assert (counts["teacher_calls"], counts["attempts"]) == (1, 1)
-    assert counts["hits"] + counts["joined"] == 2 * CLIENTS - 1
+    assert counts["hits"] + counts["joined"] == EACH * CLIENTS - 1
 
 
 def test_a_budget_is_used_up_exactly_and_stays_used_after_a_restart(launch_server: Callable, tmp_path: Path) -> None:
     server = launch_server(tmp_path / "store", "--budget", "100")
-    bodies = [[upload(1000 * client + number) for number in range(4)] for client in range(CLIENTS)]
-    responses = ask_at_once(server.url, bodies)
+    bodies = [[upload(1000 * client + number) for number in range(EACH)] for client in range(CLIENTS)]
+    replies = ask_at_once(server.url, bodies)
     server.stop()
     server = launch_server(tmp_path / "store")
     late = httpx.post(f"{server.url}/v1/images", content=upload(99_999), headers=HEADERS)
 
-    statuses = [response.status_code for response in responses]
-    assert (statuses.count(200), statuses.count(402)) == (100, 4 * CLIENTS - 100)
-    refused = next(response for response in responses if response.status_code == 402)
+    statuses = [reply.status for reply in replies]
+    assert (statuses.count(200), statuses.count(402)) == (100, EACH * CLIENTS - 100)
+    refused = next(reply for reply in replies if reply.status == 402)
     assert refused.json() | {"error": "", "request_id": ""} == {
         "error": "",
         "code": "budget_exhausted",
