@@ -17,6 +17,7 @@ import cache.writer
 import shared.datasets.folder
 import teacher_server.cli
 import teacher_server.commands
+import teacher_server.serve
 
 
 def work(order: dict) -> int:
