@@ -85,6 +85,8 @@ class Rest:
     """What the ledger on the disk says."""
     slots: list[tuple[str, Mapping[str, bytes]]]
     """Key and answers of every slot, as in `Told`."""
+    logged: Mapping[str, int] = field(default_factory=dict)
+    """Run -> answers that ``logit-cache history`` lists; runs without any may be left out."""
     findings: str = ""
     """What ``logit-cache verify`` complained about."""
 

@@ -97,6 +97,7 @@ def check_counts(history: History) -> Iterator[str]:
             if run and counts.charged < counts.calls:
                 yield f"I3: {who} is charged {counts.charged} answers and made {counts.calls} calls"
     yield from _lost_attempts(history)
+    yield from _strange_costs(history)
 
 
 def _lost_attempts(history: History) -> Iterator[str]:
@@ -114,6 +115,18 @@ def _lost_attempts(history: History) -> Iterator[str]:
                     f"I3: {run or 'the ledger'} counts {counts.attempts} attempts; {begun} forwards began, "
                     f"and {open_keys} images were in questions that nobody answered"
                 )
+
+
+def _strange_costs(history: History) -> Iterator[str]:
+    """The list of batches has every call, and nobody is charged for what was not asked."""
+    for rest in history.rests:
+        for run, counts in rest.sample.runs.items():
+            if rest.logged.get(run, 0) != counts.calls:
+                yield f"I3: {run} made {counts.calls} calls, the history lists {rest.logged.get(run, 0)}"
+            questions = [one for one in history.asked if one.run == run and one.life <= rest.life]
+            wanted = {key for one in questions if one.status in (None, 200, 503) for key in one.keys}
+            if counts.charged > len(wanted):
+                yield f"I3: {run} is charged {counts.charged} answers and asked for {len(wanted)}"
 
 
 def check_budgets(history: History) -> Iterator[str]:

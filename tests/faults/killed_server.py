@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from seeded_load import (
 
 from cache.budgets import Budgets
 from cache.catalog import read_catalog
+from cache.history_report import describe_history
 from cache.info import describe_cache
 from cache.ledger_schema import connect_reader
 from cache.reader import CacheReader
@@ -225,8 +227,11 @@ class KilledServer:
         slots = [slot for entry in read_catalog(self._store) for slot in self._slots(entry.dataset.name)]
         whole = whole_budget(self._store)
         sample = sample_from(info, began_s=began_s, ended_s=time.monotonic(), runs=info["budgets"], budget=whole)
+        logged: Counter[str] = Counter()
+        for call in describe_history(self._store)["calls"]:
+            logged[call["run"]] += call["answers"]
         findings = "" if outcome.code == 0 else outcome.out + outcome.err
-        self.history.rests.append(Rest(life=life, sample=sample, slots=slots, findings=findings))
+        self.history.rests.append(Rest(life=life, sample=sample, slots=slots, logged=logged, findings=findings))
 
     def _slots(self, dataset: str) -> list[tuple[str, dict[str, bytes]]]:
         with CacheReader.open(self._store, dataset=dataset, journal=True) as reader:

@@ -10,6 +10,7 @@ from history_checks import broken_promises
 
 TRUTH = {"a": b"A's features", "b": b"B's features"}
 LOGITS = {"a": b"A's logits", "b": b"B's logits"}
+LOGGED = {"study": 2}
 PLACES = {"a": (0, 0), "b": (1, 0), "c": (2, 0)}
 
 
@@ -47,8 +48,8 @@ def sound() -> History:
         samples=[sample(12, budget=2), sample(22, budget=5)],
         forwards=[Forward(life=1, at_s=2.1, run="study", key="a"), Forward(life=1, at_s=4.1, run="study", key="b")],
         rests=[
-            Rest(life=1, sample=sample(10, budget=2), slots=[slot("a"), slot("b")]),
-            Rest(life=2, sample=sample(30, budget=5), slots=[slot("a"), slot("b"), slot("a")]),
+            Rest(life=1, sample=sample(10, budget=2), slots=[slot("a"), slot("b")], logged=LOGGED),
+            Rest(life=2, sample=sample(30, budget=5), slots=[slot("a"), slot("b"), slot("a")], logged=LOGGED),
         ],
     )
 
@@ -108,6 +109,11 @@ FORGERIES = {
     "an answer that was not charged": (
         put("samples", 0, runs=sample(12, budget=2, charged=1).runs),
         "I3: study is charged 1 answers and made 2 calls",
+    ),
+    "a call that the history lacks": (put("rests", 1, logged={}), "I3: study made 2 calls, the history lists 0"),
+    "a charge for what nobody asked": (
+        put("rests", 1, sample=sample(30, budget=5, charged=3)),
+        "I3: study is charged 3 answers and asked for 2",
     ),
     "attempts out of nothing": (
         put("rests", 1, sample=sample(30, budget=5, attempts=4)),
