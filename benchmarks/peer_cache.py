@@ -254,7 +254,7 @@ def install(requirement: str, folder: Path) -> Path | None:
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check", requirement]
     return python if subprocess.run(pip, check=False).returncode == 0 else None
 
 

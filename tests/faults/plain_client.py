@@ -44,10 +44,11 @@ class PlainClient:
             self._connection.request(method, path, body=body, headers=headers or {})
             reply = self._connection.getresponse()
             named = {name.lower(): value for name, value in reply.getheaders()}
-            if "content-length" not in named:
-                # A head that ends early reads like one with fewer headers.
+            content = reply.read()
+            # A head that ends early reads like one with fewer headers, and a body without end.
+            if named.get("content-length") != str(len(content)):
                 raise NoReplyError(f"{method} {path}: half a head")
-            return Reply(status=reply.status, headers=named, body=reply.read())
+            return Reply(status=reply.status, headers=named, body=content)
         except (OSError, HTTPException) as error:
             raise NoReplyError(f"{method} {path}: {error!r}") from error
 
