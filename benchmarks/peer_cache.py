@@ -169,7 +169,7 @@ def two_teachers(side: Side) -> tuple[bool, str]:
     first = side.ask("a", shape=(4, 8), pixels=image)
     second = side.ask("bb", shape=(4, 8), pixels=image)
     calls = side.calls() - before
-    return first != second and calls == 2, f"{'own' if first != second else 'the same'} answers, {calls} calls"
+    return first != second and calls == 2, f"{'own' if first != second else 'the same'} answers, {_count(calls)}"
 
 
 def two_shapes(side: Side) -> tuple[bool, str]:
@@ -178,7 +178,7 @@ def two_shapes(side: Side) -> tuple[bool, str]:
     wide = side.ask("a", shape=(4, 8), pixels=image)
     high = side.ask("a", shape=(8, 4), pixels=image)
     calls = side.calls() - before
-    return wide != high and calls == 2, f"{'own' if wide != high else 'the same'} answers, {calls} calls"
+    return wide != high and calls == 2, f"{'own' if wide != high else 'the same'} answers, {_count(calls)}"
 
 
 def ten_at_once(side: Side) -> tuple[bool, str]:
@@ -191,7 +191,7 @@ def ten_at_once(side: Side) -> tuple[bool, str]:
         asked = [pool.submit(side.ask, "a", shape=(4, 8), pixels=image) for _ in range(CLIENTS)]
         answers = {tuple(each.result()) for each in asked}
     calls = side.calls() - before
-    return len(answers) == 1 and calls == 1, f"{len(answers)} answer, {calls} calls"
+    return len(answers) == 1 and calls == 1, f"{len(answers)} answer, {_count(calls)}"
 
 
 TESTS: dict[str, Callable[[Side], tuple[bool, str]]] = {
@@ -212,6 +212,10 @@ def _infer(url: str, *, shape: tuple[int, int], pixels: list[int]) -> list[float
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - a server that this script started
         answer: dict[str, Any] = json.load(reply)
     return [float(number) for number in answer["outputs"][0]["data"]]
+
+
+def _count(calls: int) -> str:
+    return "1 call" if calls == 1 else f"{calls} calls"
 
 
 def _lines(file: Path) -> int:
@@ -276,7 +280,7 @@ def main() -> None:
     print(f"{'':28s}" + "".join(f"{side.name:34s}" for side in sides))
     for name, outcomes in results.items():
         cells = [f"{'pass' if passed else 'FAIL'}: {what}" for passed, what in outcomes]
-        print(f"{name:28s}" + "".join(f"{cell:34s}" for cell in cells))
+        print(f"{name:28s}" + "".join(f"{cell:34s}" for cell in cells).rstrip())
     assert all(outcomes[-1][0] for outcomes in results.values()), "teachonce failed"
 
 
