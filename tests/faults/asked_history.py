@@ -24,6 +24,8 @@ class Asked:
     places: tuple[tuple[int, int], ...] = ()
     """(row, view) of each, where rows were asked about."""
     run: str = "default"
+    owner: str = "local"
+    """Whose key asked."""
     spends: bool = True
     """Whether asking may cause calls."""
     status: int | None = None
@@ -43,7 +45,7 @@ class BudgetSet:
     began_s: float
     ended_s: float
     run: str
-    """Empty: all runs together."""
+    """Empty: all runs together; with an @ before it: a key owner."""
     budget: int
     status: int | None
 
@@ -64,6 +66,7 @@ class Sample:
     ended_s: float
     whole: RunCounts
     runs: Mapping[str, RunCounts]
+    """Of key owners too, with an @ before the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class Forward:
     at_s: float
     run: str
     key: str
+    owner: str = "local"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from asked_history import Asked, BudgetSet, History, RunCounts, Sample
+from asked_history import Asked, BudgetSet, Forward, History, RunCounts, Sample
 
 STATUSES = frozenset({None, 200, 402, 404, 503})
 """Of questions: nobody knows, answered, no budget, not cached (where asking must not spend), about to stop."""
@@ -87,7 +87,7 @@ def check_counts(history: History) -> Iterator[str]:
     """I3: at every moment at least as many attempts as forwards begun, and a call for everything told or kept."""
     for sample in history.all_samples():
         for run, counts in _whole_and_runs(sample):
-            begun = sum(forward.at_s < sample.began_s for forward in history.forwards if run in ("", forward.run))
+            begun = sum(forward.at_s < sample.began_s for forward in history.forwards if _pays(run, forward))
             told = _told_calls(history, run=run, before_s=sample.began_s)
             who = run or "the ledger"
             if counts.attempts < begun:
@@ -104,11 +104,11 @@ def _lost_attempts(history: History) -> Iterator[str]:
     """A crash costs no more than what was being asked: other attempts have a forward."""
     for rest in history.rests:
         for run, counts in _whole_and_runs(rest.sample):
-            begun = sum(forward.life <= rest.life for forward in history.forwards if run in ("", forward.run))
+            begun = sum(forward.life <= rest.life for forward in history.forwards if _pays(run, forward))
             open_keys = sum(
                 len(set(one.keys))
                 for one in history.asked
-                if one.status in (None, 503) and one.spends and one.life <= rest.life and run in ("", one.run)
+                if one.status in (None, 503) and one.spends and one.life <= rest.life and _pays(run, one)
             )
             if counts.attempts > begun + open_keys:
                 yield (
@@ -123,7 +123,7 @@ def _strange_costs(history: History) -> Iterator[str]:
         for run, counts in rest.sample.runs.items():
             if rest.logged.get(run, 0) != counts.calls:
                 yield f"I3: {run} made {counts.calls} calls, the history lists {rest.logged.get(run, 0)}"
-            questions = [one for one in history.asked if one.run == run and one.life <= rest.life]
+            questions = [one for one in history.asked if _pays(run, one) and one.life <= rest.life]
             wanted = {key for one in questions if one.status in (None, 200, 503) for key in one.keys}
             if counts.charged > len(wanted):
                 yield f"I3: {run} is charged {counts.charged} answers and asked for {len(wanted)}"
@@ -136,7 +136,7 @@ def check_budgets(history: History) -> Iterator[str]:
             if counts.budget is not None and counts.attempts > counts.budget:
                 yield f"I4: {run or 'the ledger'} made {counts.attempts} attempts with a budget of {counts.budget}"
     for run in {one.run for one in history.budgets}:
-        begun = sorted(forward.at_s for forward in history.forwards if run in ("", forward.run))
+        begun = sorted(forward.at_s for forward in history.forwards if _pays(run, forward))
         for number, at_s in enumerate(begun, start=1):
             largest = max((one.budget for one in _sets(history, run) if one.began_s <= at_s), default=None)
             if largest is not None and number > largest:
@@ -167,9 +167,9 @@ def check_refusals(history: History) -> Iterator[str]:
             continue
         if one.needed <= one.remaining or one.needed > len(set(one.keys)):
             yield f"402: {one.how} needed {one.needed} of {one.remaining} for {len(set(one.keys))} distinct images"
-        least = [_least_left(history, samples, run=run, one=one) for run in (one.run, "")]
+        least = [_least_left(history, samples, run=run, one=one) for run in (one.run, f"@{one.owner}", "")]
         if all(left is None or one.needed <= left for left in least):
-            yield f"402: {one.how} needed {one.needed}, and at least {least} (run, all) were left all the time"
+            yield f"402: {one.how} needed {one.needed}, and at least {least} (run, owner, all) were left all the time"
 
 
 def check_same_bytes(history: History) -> Iterator[str]:
@@ -196,6 +196,11 @@ def check_statuses(history: History) -> Iterator[str]:
     for one in history.asked:
         if one.status not in STATUSES or (one.spends and one.status == 404):
             yield f"status {one.status} of {one.how}"
+
+
+def _pays(bound: str, one: Asked | Forward) -> bool:
+    """Whether something counts against a run, an owner (with an @), or all (empty)."""
+    return bound in ("", one.run, f"@{one.owner}")
 
 
 def _answers(one: Asked) -> Iterable[tuple[str, str, bytes]]:
@@ -237,7 +242,7 @@ def _whole_and_runs(sample: Sample) -> Iterator[tuple[str, RunCounts]]:
 
 
 def _told_calls(history: History, *, run: str, before_s: float) -> int:
-    answered = (one for one in history.answered() if one.ended_s < before_s and run in ("", one.run))
+    answered = (one for one in history.answered() if one.ended_s < before_s and _pays(run, one))
     return sum(one.teacher_calls for one in answered)
 
 

@@ -7,7 +7,8 @@ import signal
 import time
 from collections import Counter
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,6 +25,7 @@ from seeded_load import (
     ask,
     draw_question,
     look,
+    runs_and_owners,
     sample_from,
     set_budget,
 )
@@ -58,6 +60,10 @@ QUESTIONS = 15
 """Of each client and life."""
 WHOLE_BUDGET = 60
 """How much the budget of all runs grows with each life."""
+OWNER_BUDGET = 12
+"""The same of the key owner ``team``."""
+API_KEYS = {"local": "a plain key typed by hand", "team": "the key of the team"}
+"""Key owner -> key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +133,13 @@ class KilledServer:
 
     # The server
 
+    def _write_keys(self, life: int) -> Path:
+        team = {"name": "team", "digest": sha256(API_KEYS["team"].encode()).hexdigest(), "scopes": ["infer"]}
+        file = self._folder / "keys"
+        file.touch(mode=0o600)
+        file.write_text(f"{API_KEYS['local']}\n{json.dumps(team | {'budget': OWNER_BUDGET * life})}\n")
+        return file
+
     def _serve(self, life: int, *, death: Death) -> Outcome:
         plan = {
             "side": str(self._folder / "side"),
@@ -138,7 +151,7 @@ class KilledServer:
         }
         runs = [f"--run={name}={budget}" for name, budget in FIRST_BUDGETS.items()]
         options = ["--teacher=fake:10", f"--dataset={self._spec}", f"--cache={self._store}", "--port=0", "--batch=4"]
-        limits = ["--log-level=error", f"--budget={WHOLE_BUDGET * life}"]
+        limits = ["--log-level=error", f"--budget={WHOLE_BUDGET * life}", f"--api-key-file={self._write_keys(life)}"]
         at = death.at if death.how in DISK else 0
         fault = Fault(root=self._store, path=death.how if at else "", at=at, action=death.action)
         return self._faulty.run(LIFE, json.dumps(plan), "serve", *options, *limits, *runs, fault=fault)
@@ -157,11 +170,11 @@ class KilledServer:
     def _note_first_budgets(self, life: int, *, began_s: float, listening: bool) -> None:
         status = 200 if listening else None
         known = {one.run for one in self.history.budgets if one.status == 200}
-        budgets = {"": WHOLE_BUDGET * life, **FIRST_BUDGETS}
+        budgets = {"": WHOLE_BUDGET * life, "@team": OWNER_BUDGET * life, **FIRST_BUDGETS}
         self.history.budgets.extend(
             BudgetSet(began_s=began_s, ended_s=time.monotonic(), run=run, budget=budget, status=status)
             for run, budget in budgets.items()
-            if run == "" or run not in known
+            if run in ("", "@team") or run not in known
         )
 
     # The clients
@@ -179,17 +192,27 @@ class KilledServer:
 
     def _client(self, url: str, number: int, seed: int, life: int, *, everything: bool) -> None:
         chance = random.Random(seed)
-        with PlainClient(url) as client, suppress(NoReplyError):
+        owner = "team" if number >= CLIENTS // 2 else "local"
+        with PlainClient(url, api_key=API_KEYS[owner]) as client, suppress(NoReplyError):
             if number == 0:
                 self._treasurer(client, chance, life=life)
             elif number == 1:
                 self._auditor(client, chance, life=life, everything=everything)
             for _ in range(QUESTIONS if number > 1 else 3):
                 question = draw_question(chance, pictures=self._pictures, life=life)
-                self._ask(client, chance, question=question, run=chance.choice(RUNS), life=life)
+                self._ask(client, chance, question=question, run=chance.choice(RUNS), life=life, owner=owner)
 
-    def _ask(self, client: PlainClient, chance: random.Random, *, question: Question, run: str, life: int) -> None:
-        one = ask(client, chance, question=question, run=run, life=life)
+    def _ask(
+        self,
+        client: PlainClient,
+        chance: random.Random,
+        *,
+        question: Question,
+        run: str,
+        life: int,
+        owner: str = "local",
+    ) -> None:
+        one = replace(ask(client, chance, question=question, run=run, life=life), owner=owner)
         self.history.asked.append(one)
         if one.status == 200:
             self._told.setdefault((question.keys, question.places), question)
@@ -218,8 +241,8 @@ class KilledServer:
         lines = side.read_text().splitlines()[len(self.history.forwards) :] if side.exists() else []
         life = len(self.deaths)
         for line in lines:
-            at_s, run, key = line.split()
-            self.history.forwards.append(Forward(life=life, at_s=float(at_s), run=run, key=key))
+            at_s, run, owner, key = line.split()
+            self.history.forwards.append(Forward(life=life, at_s=float(at_s), run=run, owner=owner, key=key))
 
     def _rest(self, life: int) -> None:
         if not (self._store / "ledger.sqlite3").exists() or not (self._store / "data.zarr").exists():
@@ -228,11 +251,13 @@ class KilledServer:
         began_s = time.monotonic()
         info = describe_cache(self._store)
         slots = [slot for entry in read_catalog(self._store) for slot in self._slots(entry.dataset.name)]
-        whole = whole_budget(self._store)
-        sample = sample_from(info, began_s=began_s, ended_s=time.monotonic(), runs=info["budgets"], budget=whole)
+        listed, whole = describe_history(self._store), whole_budget(self._store)
+        sample = sample_from(
+            info, began_s=began_s, ended_s=time.monotonic(), runs=runs_and_owners(listed), budget=whole
+        )
         logged: Counter[str] = Counter()
-        for call in describe_history(self._store)["calls"]:
-            logged[call["run"]] += call["answers"]
+        for call in listed["calls"]:
+            logged.update({call["run"]: call["answers"], f"@{call['owner']}": call["answers"]})
         findings = "" if outcome.code == 0 else outcome.out + outcome.err
         self.history.rests.append(Rest(life=life, sample=sample, slots=slots, logged=logged, findings=findings))
 

@@ -29,7 +29,8 @@ class Reply:
 class PlainClient:
     """One connection to a server on this machine; a context manager."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 60.0, api_key: str = "") -> None:
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._connection = HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
 
     def __enter__(self) -> Self:
@@ -41,7 +42,7 @@ class PlainClient:
     def ask(self, method: str, path: str, *, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
         """One request; `NoReplyError` where nobody knows what became of it."""
         try:
-            self._connection.request(method, path, body=body, headers=headers or {})
+            self._connection.request(method, path, body=body, headers=self._headers | (headers or {}))
             reply = self._connection.getresponse()
             named = {name.lower(): value for name, value in reply.getheaders()}
             content = reply.read()

@@ -200,7 +200,14 @@ def look(client: PlainClient) -> Sample:
     """``GET /v1/ledger``."""
     began_s = time.monotonic()
     counts = client.ask("GET", "/v1/ledger").json()
-    return sample_from(counts, began_s=began_s, ended_s=time.monotonic(), runs=counts["runs"], budget=counts["budget"])
+    return sample_from(
+        counts, began_s=began_s, ended_s=time.monotonic(), runs=runs_and_owners(counts), budget=counts["budget"]
+    )
+
+
+def runs_and_owners(counts: dict[str, Any]) -> dict[str, Any]:
+    """As `Sample` names them."""
+    return counts["runs"] | {f"@{name}": owner for name, owner in counts["owners"].items()}
 
 
 def sample_from(

@@ -1,8 +1,8 @@
 """One life of a server that answers until it is killed: ``teacher-server serve`` with a teacher that leaves traces.
 
 The arguments: a JSON object (see `Plan`), then those of ``teacher-server``. Before the teacher computes, it appends a
-line per image to a side file: when, who pays, which key. Of one image it never says the same twice, so that an answer
-that was computed again shows. The process kills itself at the n-th passage of one named place.
+line per image to a side file: when, which run and key owner pay, which key. Of one image it never says the same twice,
+so that an answer that was computed again shows. The process kills itself at the n-th passage of one named place.
 """
 
 import asyncio.selector_events
@@ -30,7 +30,7 @@ Plan = dict[str, Any]
 
 plan: Plan = json.loads(sys.argv.pop(1))
 chance = random.Random(plan["seed"])
-runs: dict[bytes, str] = {}
+payers: dict[bytes, Any] = {}
 """Who pays for a key that is asked about."""
 passages = {"left": plan["at"]}
 lock = threading.Lock()
@@ -74,7 +74,7 @@ def leave_traces() -> None:
     def answered(self: FakeTeacher, images: Any, outputs: Any = ()) -> Any:
         for image in images:
             key = pixel_key(image)
-            os.write(side, f"{time.monotonic():.6f} {runs[key]} {key.hex()}\n".encode())
+            os.write(side, f"{time.monotonic():.6f} {payers[key].run} {payers[key].owner} {key.hex()}\n".encode())
             passing("forward")
         time.sleep(chance.uniform(0, plan["forward_s"]))
         said = answer(self, images, outputs)
@@ -90,7 +90,7 @@ def remember_payers() -> None:
     claim = Store.claim
 
     async def claimed(self: Store, cache: Any, *, payer: Any, keys: list[bytes]) -> Any:
-        runs.update(dict.fromkeys(keys, payer.run))
+        payers.update(dict.fromkeys(keys, payer))
         return await claim(self, cache, payer=payer, keys=keys)
 
     setattr(Store, "claim", claimed)  # noqa: B010 - as above

@@ -121,13 +121,17 @@ FORGERIES = {
     ),
     "a budget that was passed": (put("samples", 0, runs=sample(12, budget=1).runs), "I4: study made 2 attempts with"),
     "a forward that nobody had paid for": (put("budgets", 0, budget=1), "I4: study began 2 forwards while its budget"),
+    "a key owner's budget that was passed": (
+        put("samples", 0, runs={"@local": RunCounts(budget=1, attempts=2, calls=2, charged=2)}),
+        "I4: @local made 2 attempts with a budget of 1",
+    ),
     "a budget that a crash took back": (
         put("samples", 1, runs=sample(22, budget=2).runs),
         "I4: study has a budget of 2",
     ),
     "a refusal against its own numbers": (put("asked", 4, remaining=1), "402: JSON needed 1 of 1"),
     "a refusal beyond what was asked": (put("asked", 4, needed=2), "402: JSON needed 2 of 0 for 1 distinct"),
-    "a refusal with money left": (put("budgets", 0, budget=4), "402: JSON needed 1, and at least [2, None]"),
+    "a refusal with money left": (put("budgets", 0, budget=4), "402: JSON needed 1, and at least [2, None, None]"),
     "two answers to one question": (
         put("asked", 2, told={"logits": (b"other",), "features": (TRUTH["a"],)}),
         "I5: logits of key a by JSON is not what JSON was told",
