@@ -57,8 +57,15 @@ class TooLargeError(InputError):
     status = 413
 
 
+class LongHeadersError(InputError):
+    """A request line or headers over their limits."""
+
+    code = "headers_too_large"
+    status = 431
+
+
 class SlowBodyError(InputError):
-    """A request body that did not arrive in time."""
+    """A request whose headers or body did not arrive in time."""
 
     code = "slow_body"
     status = 408

@@ -34,6 +34,7 @@ from teacher_server.queueing import Item
 from teacher_server.room import DiskRoom
 from teacher_server.settings import AnsweringSettings
 from teacher_server.store import Got, Store
+from teacher_server.uploads import Hold
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +143,12 @@ class Answering:
         run: str,
         owner: str = LOCAL_OWNER,
         timeout_s: float | None = None,
+        hold: Hold | None = None,
     ) -> Answers:
         """Answers to a question, paid by ``run`` where nobody has paid before; all of it durable when it returns.
 
-        ``owner``: whose key asks, counted and bounded beside the run.
+        ``owner``: whose key asks, counted and bounded beside the run. ``hold``: the room that the question's images
+        take, held as long as anything works on them.
 
         Raises `BudgetExhaustedError` before computing anything, `AnswerError` and `TeacherFailedError` after keeping
         what could be kept, `UnavailableError`, `DeadlineError`, and `UnknownNameError` for a run that does not exist.
@@ -162,6 +165,9 @@ class Answering:
         work = asyncio.create_task(self._answer(question, places=places, outputs=outputs, payer=payer))
         self._work.add(work)
         work.add_done_callback(self._forget)
+        if hold is not None:
+            hold.share()
+            work.add_done_callback(lambda _: hold.release())
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(work)

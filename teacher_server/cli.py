@@ -94,6 +94,10 @@ def serve(
     max_delay_ms: MaxDelay = 2.0,
     queue: Annotated[int, typer.Option(min=1, help="images that may wait; more are refused with 503")] = 8192,
     max_body_mb: Annotated[int, typer.Option(min=1, help="largest request body, in MiB")] = 64,
+    max_upload_mb: Annotated[
+        int | None, typer.Option(min=1, help="all uploads being answered, in MiB; default: 512, or 4 bodies if more")
+    ] = None,
+    max_connections: Annotated[int, typer.Option(min=1, help="open at once; idle ones make room for new ones")] = 2048,
     deadline_s: Annotated[float, typer.Option(min=0.1, help="seconds until a caller is told 504")] = 60.0,
     log_format: Annotated[LogFormat, typer.Option(help="lines for people, or one JSON object each")] = LogFormat.TEXT,
     log_level: Annotated[LogLevel, typer.Option(help="the least to tell; info has a line per request")] = LogLevel.INFO,
@@ -103,7 +107,7 @@ def serve(
     # Here, so that `--help` and the other commands do not load a web framework.
     from teacher_server.key_editing import prepare_key_file
     from teacher_server.serve import RunBudgets, serve_until_signal
-    from teacher_server.settings import AnsweringSettings, ServerSettings
+    from teacher_server.settings import AnsweringSettings, ServerSettings, TransportSettings
 
     keep_freed_memory(os.environ)
     set_up_log(log_format, level=log_level)
@@ -114,6 +118,8 @@ def serve(
         api_key_file=api_key_file,
         allowed_hosts=frozenset(name.lower() for name in allowed_host or ()),
         max_body_bytes=max_body_mb * 2**20,
+        max_upload_bytes=max_upload_mb and max_upload_mb * 2**20,
+        transport=TransportSettings(connections=max_connections),
         deadline_s=deadline_s,
         answering=AnsweringSettings(batch_images=batch, max_delay_s=max_delay_ms / 1000, queue_images=queue),
     )

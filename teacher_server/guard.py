@@ -14,20 +14,21 @@ from shared.errors import (
     TeachonceError,
     TooLargeError,
     UnauthorizedError,
+    UnavailableError,
     UnsupportedTypeError,
 )
 from teacher_server.access import Access, wants_login
-from teacher_server.permissions import check_permission, is_open
+from teacher_server.permissions import PROBES, check_permission, is_open
 from teacher_server.replies import error_reply
 from teacher_server.request_record import note_error
 from teacher_server.settings import ServerSettings, is_loopback
+from teacher_server.uploads import Hold, Uploads
 
 COMPRESSED_PATHS = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Routes that inflate a body themselves, within the limit of a plain one."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HOST_PATTERN = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?$")
 REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
-MAX_HEADER_BYTES = 32 * 1024
 
 
 class Guard:
@@ -37,6 +38,7 @@ class Guard:
         self.app = app
         self.access = access
         self.settings = settings
+        self.uploads = Uploads(most_bytes=settings.upload_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer why not."""
@@ -45,8 +47,9 @@ class Guard:
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         request_id = _request_id(_values(headers, b"x-request-id"))
-        scope.setdefault("state", {}).update(request_id=request_id)
-        body = LimitedBody(receive, max_bytes=self.settings.max_body_bytes, timeout_s=self.settings.body_timeout_s)
+        hold = Hold(self.uploads)
+        scope.setdefault("state", {}).update(request_id=request_id, hold=hold)
+        body = LimitedBody(receive, settings=self.settings, hold=hold)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -54,7 +57,10 @@ class Guard:
             await send(message)
 
         try:
+            if scope["state"].get("crowded") and scope["path"] not in PROBES:
+                raise UnavailableError("too many connections or unread answers; ask again in a moment")
             await self._check(scope, headers=headers)
+            body.admit(_declared_bytes(headers))
         except TeachonceError as error:
             if isinstance(error, UnauthorizedError) and wants_login(scope):
                 await RedirectResponse("/login", status_code=303)(scope, receive, send_with_id)
@@ -66,12 +72,12 @@ class Guard:
             await error_reply(error, request_id=request_id)(scope, receive, send_with_id)
         else:
             await self.app(scope, body.receive, send_with_id)
+        finally:
+            hold.release()
 
     async def _check(self, scope: Scope, *, headers: list[tuple[bytes, bytes]]) -> None:
         """Raise for a request that no route may see; else note whose it is. The path is the one that routing uses."""
         path = scope["path"]
-        if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-            raise InputError(f"headers over {MAX_HEADER_BYTES} bytes; send fewer or shorter ones")
         self._check_host(_values(headers, b"host"))
         if not is_open(path):
             key = await self.access.caller(scope)
@@ -94,21 +100,36 @@ class Guard:
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
         if encodings and not COMPRESSED_PATHS.fullmatch(path):
             raise _unsupported_encoding(encodings)
-        for value in _values(headers, b"content-length"):
-            if value.isdigit() and int(value) > self.settings.max_body_bytes:
-                raise _too_large(self.settings.max_body_bytes)
+        if _declared_bytes(headers) > self.settings.max_body_bytes:
+            raise _too_large(self.settings.max_body_bytes)
 
 
 class LimitedBody:
     """A request body that is cut off where it grows too large or too slow, whatever its headers said."""
 
-    def __init__(self, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, receive: Receive, *, settings: ServerSettings, hold: Hold) -> None:
         self._receive = receive
-        self._max_bytes = max_bytes
-        self._deadline_s = asyncio.get_running_loop().time() + timeout_s
-        self._timeout_s = timeout_s
-        self._size_bytes = 0
+        self._settings = settings
+        self._max_bytes = settings.max_body_bytes
+        self._hold = hold
+        self._began_s = asyncio.get_running_loop().time()
+        self._size_bytes = self._admitted_bytes = 0
         self._complete = False
+
+    def admit(self, declared_bytes: int) -> None:
+        """Make room for a body before it is read; raises `UnavailableError`.
+
+        One without a length is added as it comes.
+        """
+        self._hold.add(declared_bytes)
+        self._admitted_bytes = declared_bytes
+
+    @property
+    def _deadline_s(self) -> float:
+        """When the next part is due: all in time, and each not slower than the slowest that is accepted."""
+        pace = self._settings.transport
+        due_s = min(self._settings.body_timeout_s, pace.body_grace_s + self._size_bytes / pace.min_bytes_per_s)
+        return self._began_s + due_s
 
     async def receive(self) -> Message:
         """The next ASGI message; raises `TooLargeError` or `SlowBodyError`."""
@@ -118,11 +139,15 @@ class LimitedBody:
             async with asyncio.timeout_at(self._deadline_s):
                 message = await self._receive()
         except TimeoutError as error:
-            raise SlowBodyError(f"the body took more than {self._timeout_s:g} s; send it faster") from error
+            seconds = self._deadline_s - self._began_s
+            raise SlowBodyError(f"{self._size_bytes} bytes of the body in {seconds:.3g} s; send it faster") from error
         self._count(message)
         if self._size_bytes > self._max_bytes:
             await self.discard()
             raise _too_large(self._max_bytes)
+        if self._size_bytes > self._admitted_bytes:
+            self._hold.add(self._size_bytes - self._admitted_bytes)
+            self._admitted_bytes = self._size_bytes
         return message
 
     async def discard(self) -> None:
@@ -131,7 +156,8 @@ class LimitedBody:
         Many clients read no answer before they have sent all, and lose it where the connection closes on them.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._deadline_s):
+            # Everything is kept off memory here, so the whole time that a body has may be used.
+            async with asyncio.timeout_at(self._began_s + self._settings.body_timeout_s):
                 while not self._complete and self._size_bytes <= 2 * self._max_bytes:
                     self._count(await self._receive())
 
@@ -144,6 +170,11 @@ class LimitedBody:
 
 def _values(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
+
+
+def _declared_bytes(headers: list[tuple[bytes, bytes]]) -> int:
+    """Content-Length; 0 where there is none that the parser let through."""
+    return max((int(value) for value in _values(headers, b"content-length") if value.isdigit()), default=0)
 
 
 def _request_id(given: list[bytes]) -> str:

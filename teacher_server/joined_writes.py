@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 LARGE_BYTES = 64 * 2**10
 """Copying more than this into one piece takes longer than the system call that it saves."""
 
@@ -49,6 +47,10 @@ class JoinedWrites(asyncio.Transport):
         """See `asyncio.BaseTransport`."""
         return self._transport.get_extra_info(name, default)
 
+    def get_write_buffer_size(self) -> int:
+        """Bytes that were written and not yet sent."""
+        return self._transport.get_write_buffer_size() + sum(len(piece) for piece in self._pieces)
+
     def pause_reading(self) -> None:
         """See `asyncio.ReadTransport`."""
         self._transport.pause_reading()
@@ -56,12 +58,3 @@ class JoinedWrites(asyncio.Transport):
     def resume_reading(self) -> None:
         """See `asyncio.ReadTransport`."""
         self._transport.resume_reading()
-
-
-class JoinedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, writing through `JoinedWrites`."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - TCP
-        super().connection_made(JoinedWrites(transport))

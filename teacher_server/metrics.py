@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from shared.errors import TeachonceError
 from teacher_server.label_names import LabelNames
 from teacher_server.observer import Observer
 
@@ -106,6 +107,11 @@ class Metrics(Observer):
     def asked_by(self, owner: str) -> None:
         """One request of a key's owner."""
         self._owner_requests.labels(self._owner_names.label(owner)).inc()
+
+    def turned_away(self, error: TeachonceError) -> None:
+        """What came was no request, or one that nobody could read to its end."""
+        self._requests.labels(OTHER, OTHER, str(error.status)).inc()
+        self._rejected.labels(error.code).inc()
 
     def answered(self, *, route: str | None, method: str, status: int, seconds: float, error: str | None) -> None:
         """One request: ``route`` is the template of its path, None where none fits; ``error`` the code of an error."""

@@ -4,28 +4,51 @@ import gzip
 import zlib
 
 from shared.errors import InputError, TooLargeError
+from teacher_server.uploads import Hold
 
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """Content codings that are read and written; HTTP's deflate is zlib's format (RFC 9110, 8.4.1.2)."""
+MIN_STEP_BYTES = 64 * 1024
 LEVEL = 1
 """Float tensors hardly shrink further at higher levels, and take several times as long."""
 
 
-def inflate(body: bytes, *, coding: str, max_bytes: int) -> bytes:
-    """The bytes that were compressed; `InputError` where damaged, `TooLargeError` once more than ``max_bytes``."""
+def inflate(body: bytes, *, coding: str, max_bytes: int, hold: Hold | None = None) -> bytes:
+    """The bytes that were compressed; `InputError` where damaged, `TooLargeError` once more than ``max_bytes``.
+
+    ``hold`` makes room for them as they grow, and raises `UnavailableError` where there is none.
+    """
     stream = zlib.decompressobj(WINDOW_BITS[coding])
+    parts: list[bytes] = []
+    size_bytes, left = 0, body
     try:
-        # One byte more than allowed is enough to know, whatever the rest would grow to.
-        inflated = stream.decompress(body, max_bytes + 1)
+        while not stream.eof:
+            # Twice as much as before: few steps, as each copies what it leaves. One byte more than allowed is enough.
+            step_bytes = min(max(size_bytes, len(body), MIN_STEP_BYTES), max_bytes + 1 - size_bytes)
+            part = _inflate_step(stream, left, step_bytes=step_bytes, hold=hold)
+            parts.append(part)
+            size_bytes += len(part)
+            if size_bytes > max_bytes:
+                raise TooLargeError(f"the body inflates to over {max_bytes} bytes; send several smaller requests")
+            left = stream.unconsumed_tail
+            if not left and len(part) < step_bytes:
+                break
     except zlib.error as error:
         raise InputError(f"the body is not {coding} ({error}); send it whole, or without Content-Encoding") from error
-    if len(inflated) > max_bytes:
-        raise TooLargeError(f"the body inflates to over {max_bytes} bytes; send several smaller requests")
     if not stream.eof:
         raise InputError(f"the {coding} body ends too early, after {len(body)} bytes; send it whole")
     if stream.unused_data:
         raise InputError(f"{len(stream.unused_data)} bytes after the end of the {coding} body; send one stream only")
-    return inflated
+    return b"".join(parts)
+
+
+def _inflate_step(stream: "zlib._Decompress", body: bytes, *, step_bytes: int, hold: Hold | None) -> bytes:
+    if hold is None:
+        return stream.decompress(body, step_bytes)
+    hold.add(step_bytes)
+    part = stream.decompress(body, step_bytes)
+    hold.drop(step_bytes - len(part))
+    return part
 
 
 def deflate(body: bytes, *, coding: str) -> bytes:

@@ -121,6 +121,7 @@ async def infer(request: Request) -> Response:
         run=paying_run(request, asked=asked.parameters.run),
         owner=request.state.owner,
         timeout_s=_timeout_s(asked, service=service),
+        hold=request.state.hold,
     )
     fields: dict[str, object] = {"model_name": service.teacher.description.id, "model_version": VERSION}
     fields |= {} if asked.id is None else {"id": asked.id}
@@ -146,7 +147,7 @@ async def _read(request: Request) -> tuple[InferRequest, memoryview]:
     body = await request.body()
     if coding in WINDOW_BITS:
         limit = _service(request).settings.max_body_bytes
-        body = await asyncio.to_thread(inflate, body, coding=coding, max_bytes=limit)
+        body = await asyncio.to_thread(inflate, body, coding=coding, max_bytes=limit, hold=request.state.hold)
     return read_request(body, header_lengths=request.headers.getlist(HEADER_LENGTH))
 
 

@@ -5,7 +5,9 @@ import re
 from shared.errors import ForbiddenError
 from teacher_server.keys import ApiKey, Scope
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/login", "/logout"})
+PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+"""How it is, asked every few seconds: answered even where there is no room for anybody else."""
+OPEN_PATHS = PROBES | {"/login", "/logout"}
 """Answered without a key: probes carry none, and who logs in has none yet."""
 OPEN_FOLDER = "/assets/"
 """What the pages are made of: the same for everyone, and holds nothing about this server."""

@@ -3,14 +3,12 @@
 Shape key: B images, H height, W width.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import TypedDict
 
 from fastapi import APIRouter, Request, Response
 
 from shared.errors import InputError, MissingRowsError
-from shared.pixels import decode_image
 from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
 from teacher_server.beside import run_beside
@@ -85,9 +83,11 @@ async def ask_images(request: Request) -> Response:
     query = read_query(request, known=("outputs", "run"))
     body = await request.body()
     if kind == CONTENT_TYPE:
+        # The library copies every tensor.
+        request.state.hold.add(len(body))
         images = await run_beside(len(body), _unpack_images, body)
     else:
-        images = [await asyncio.to_thread(decode_image, body)]
+        images = [await service.decoders.decode(body, hold=request.state.hold)]
     service.check_count(len(images))
     question = await service.images(images)
     keys = [key.hex() for key in question.keys(range(len(images)))]
@@ -106,6 +106,7 @@ async def _answer(
         run=paying_run(request, asked=run),
         owner=request.state.owner,
         timeout_s=service.settings.deadline_s,
+        hold=request.state.hold,
     )
     return answer_reply(
         answers.outputs,

@@ -18,6 +18,7 @@ from shared.pixels import DECODER
 from shared.teacher import Teacher
 from teacher_server.answering import Answering
 from teacher_server.beside import run_beside
+from teacher_server.decoders import Decoders
 from teacher_server.fills import Fills
 from teacher_server.keys import ApiKey
 from teacher_server.observer import Observer
@@ -49,6 +50,7 @@ class Service:
         self.answering = Answering(writer, teacher=teacher, settings=settings.answering, observer=observer)
         self.fills = Fills(self.answering, writer=writer, settings=settings.answering, teacher=teacher.description.id)
         self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.decoders = Decoders()
         self._writer = writer
         self._outputs = outputs
         self._caches = {

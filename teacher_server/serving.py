@@ -5,13 +5,15 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from shared.errors import InputError
-from teacher_server.joined_writes import JoinedProtocol
+from teacher_server.crowd import Crowd
+from teacher_server.transport import Connection
 
 DRAIN_S = 30
 """Seconds that open requests get after SIGTERM; what they asked for is kept in any case."""
@@ -45,9 +47,16 @@ class Server(uvicorn.Server):
     """uvicorn, save that it says when it is ready, stops when it must, and lets the caller choose the exit code."""
 
     def __init__(
-        self, config: uvicorn.Config, *, died: asyncio.Event, ready: Callable[[], None], stopping: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        *,
+        died: asyncio.Event,
+        ready: Callable[[], None],
+        stopping: Callable[[], None],
+        crowd: Crowd,
     ) -> None:
         super().__init__(config)
+        self._crowd = crowd
         self.signals: list[int] = []
         """Signals received, in order."""
         self._died = died
@@ -58,6 +67,14 @@ class Server(uvicorn.Server):
         """Listen, then tell."""
         await super().startup(sockets)
         self._ready()
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        # Also while it drains: who never reads an answer must not hold that up.
+        watch = asyncio.create_task(self._crowd.watch())
+        try:
+            await super()._serve(sockets)
+        finally:
+            watch.cancel()
 
     async def main_loop(self) -> None:
         """Until a signal, or until answers can no longer be kept."""
@@ -94,20 +111,25 @@ class Server(uvicorn.Server):
 
 def run_app(app: FastAPI, *, bound: socket.socket, ready: Callable[[], None]) -> list[int]:
     """Serve until told to stop; returns the signals received. The lifespan has drained when it returns."""
+    service = app.state.service
+    crowd = Crowd(
+        service.settings.transport,
+        most_unread_bytes=service.settings.upload_bytes,
+        refused=app.state.metrics.turned_away,
+    )
     config = uvicorn.Config(
         app,
         # httptools refuses ambiguous requests (two lengths, length and chunks) where h11 reads them.
-        http=JoinedProtocol,
+        http=partial(Connection, crowd=crowd),  # type: ignore[arg-type]  # called as the class would be
         loop="asyncio",
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=5,
+        timeout_keep_alive=crowd.settings.keep_alive_s,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    service = app.state.service
-    server = Server(config, died=service.answering.died, ready=ready, stopping=service.fills.stop)
+    server = Server(config, died=service.answering.died, ready=ready, stopping=service.fills.stop, crowd=crowd)
     asyncio.run(server.serve(sockets=[bound]))
     return server.signals

@@ -29,6 +29,33 @@ class AnsweringSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TransportSettings:
+    """How long and how large one connection may be, whoever is behind it."""
+
+    connections: int = 2048
+    """Open at once; beyond it the longest idle is closed, where all are busy the newest gets 503.
+
+    Fewer where the system lets a process open fewer files.
+    """
+    head_timeout_s: float = 10.0
+    """Seconds for a request line and its headers, from the connection's start or the last answer; longer is 408."""
+    keep_alive_s: int = 5
+    """Seconds that a connection may be idle between two requests."""
+    body_grace_s: float = 5.0
+    """Seconds before a body is held to ``min_bytes_per_s``."""
+    min_bytes_per_s: float = 16 * 1024
+    """Average speed of a body that is not cut off with 408, and of a client that reads its answer."""
+    stuck_reader_s: float = 20.0
+    """Seconds that an answer may wait for a client that reads slower than ``min_bytes_per_s``."""
+    look_every_s: float = 1.0
+    """How often connections are held to these times, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.connections < 1:
+            raise InputError(f"a server needs 1 connection or more, got {self.connections}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
     """What the HTTP side allows."""
 
@@ -42,6 +69,13 @@ class ServerSettings:
     """Bytes of one request body; more is 413."""
     body_timeout_s: float = 30.0
     """Seconds for a whole body to arrive; longer is 408."""
+    max_upload_bytes: int | None = None
+    """Bytes of all bodies, decoded images and unread answers together; more is 503.
+
+    None: four times the largest body, at least 512 MiB.
+    """
+    transport: TransportSettings = field(default_factory=TransportSettings)
+    """What one connection may do."""
     deadline_s: float = 60.0
     """Seconds until a caller is told 504; the answer is computed and kept all the same."""
     images_per_request: int = 4096
@@ -54,6 +88,13 @@ class ServerSettings:
             raise InputError(
                 f"refusing to listen on {self.host} without API keys; add --api-key-file FILE, or use --host 127.0.0.1"
             )
+        if self.max_upload_bytes is not None and self.max_upload_bytes < self.max_body_bytes:
+            raise InputError("all uploads together cannot be less than one body; raise --max-upload-mb")
+
+    @property
+    def upload_bytes(self) -> int:
+        """What ``max_upload_bytes`` comes to."""
+        return self.max_upload_bytes or max(4 * self.max_body_bytes, 512 * 2**20)
 
 
 def is_loopback(host: str) -> bool:

@@ -26,6 +26,7 @@ from teacher_server.guard import LimitedBody
 from teacher_server.queueing import FairQueue, Item
 from teacher_server.serving import bind
 from teacher_server.settings import AnsweringSettings, ServerSettings
+from teacher_server.uploads import Hold, Uploads
 
 
 @pytest.mark.parametrize("host", ["0.0.0.1", "::", "192.168.0.1", "example.com", "127.0.0.1.example.com", ""])
@@ -99,7 +100,8 @@ def test_a_body_over_the_limit_is_read_to_twice_the_limit_and_its_deadline(sent:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def take_all() -> None:
-        body = LimitedBody(receive, max_bytes=10, timeout_s=0.2)
+        settings = ServerSettings(max_body_bytes=10, body_timeout_s=0.2)
+        body = LimitedBody(receive, settings=settings, hold=Hold(Uploads(most_bytes=100)))
         while True:
             await body.receive()
 
