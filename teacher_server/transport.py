@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         except httptools.HttpParserError:
             error, self._refusal = self._refusal, None
-            self._refuse(error or InputError("this is not HTTP/1.1 without ambiguities; the connection is closed"))
+            self._refuse(error or InputError("this is no HTTP request, or an ambiguous one; send plain HTTP 1.1"))
         else:
             self._check_framing()
 

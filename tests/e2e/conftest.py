@@ -76,9 +76,15 @@ def launch_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchSe
     """Starts ``teacher-server serve`` with a fake teacher on a free port and waits until it listens."""
     started: list[subprocess.Popen[str]] = []
 
-    def launch(cache: Path, *options: str, teacher: str = "fake:10", forward_s: float = 0.0) -> ServerProcess:
+    def launch(
+        cache: Path,
+        *options: str,
+        teacher: str = "fake:10",
+        forward_s: float = 0.0,
+        program: list[str] | None = None,
+    ) -> ServerProcess:
         log = tmp_path_factory.mktemp("log") / "stderr.txt"
-        command = [*server_program(forward_s), "serve", "--teacher", teacher, "--cache", str(cache)]
+        command = [*(program or server_program(forward_s)), "serve", "--teacher", teacher, "--cache", str(cache)]
         process = subprocess.Popen(
             [*command, "--port", "0", *options],
             stdout=subprocess.PIPE,
