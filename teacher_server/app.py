@@ -8,6 +8,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
@@ -21,6 +22,7 @@ from teacher_server.ledger_metrics import LedgerCollector
 from teacher_server.metrics import Metrics
 from teacher_server.oip_routes import router as model_router
 from teacher_server.oip_routes import server_router
+from teacher_server.oip_schemas import VERSION
 from teacher_server.openapi import reference
 from teacher_server.replies import JsonReply, error_reply, plain_error
 from teacher_server.request_record import RequestRecorder, note_error
@@ -34,6 +36,7 @@ from teacher_server.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 ROUTERS = (answers_router, fills_router, state_router, login_router, server_router, model_router)
+VERBS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 def create_app(
@@ -88,7 +91,15 @@ def create_app(
 
 
 async def _reference(request: Request) -> Response:
-    return JsonReply(reference(request.app, with_keys=request.app.state.access.ring is not None))
+    service: Service = request.app.state.service
+    served = [name.split("/") for name in service.datasets]
+    names = {
+        "model": [service.teacher_id],
+        "version": [VERSION],
+        "dataset": sorted({name for name, _ in served}),
+        "split": sorted({split for _, split in served}),
+    }
+    return JsonReply(reference(request.app, names=names, with_keys=request.app.state.access.ring is not None))
 
 
 async def _expected(request: Request, error: TeachonceError) -> Response:
@@ -100,9 +111,19 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     message = f"{request.method} {request.scope['path'][:200]!r}: {error.detail}; GET /openapi.json lists the routes"
     note_error(request.scope, code=code, message=message)
-    return plain_error(
-        message, code=code, status=error.status_code, request_id=_id(request), headers=error.headers or {}
-    )
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(_verbs(request)))
+    return plain_error(message, code=code, status=error.status_code, request_id=_id(request), headers=headers)
+
+
+def _verbs(request: Request) -> set[str]:
+    """Of all routes with this path: Starlette names those of the first one only."""
+    return {
+        verb
+        for verb in VERBS
+        if any(route.matches({**request.scope, "method": verb})[0] is Match.FULL for route in request.app.routes)
+    }
 
 
 async def _left(request: Request, error: ClientDisconnect) -> Response:

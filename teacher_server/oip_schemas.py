@@ -5,7 +5,7 @@ The protocol's own names; https://github.com/kserve/open-inference-protocol, and
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.schemas import INT64_MAX, Name, Row, StrictModel
 
@@ -61,6 +61,17 @@ class RequestedOutput(StrictModel):
 
 class InferRequest(StrictModel):
     """The JSON of ``POST /v2/models/M/infer``; without outputs, logits and features are returned."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "inputs": [{"name": "row", "datatype": "INT64", "shape": [2], "data": [0, 7]}],
+                    "parameters": {"dataset": "digits/train"},
+                }
+            ]
+        }
+    )
 
     id: str | None = Field(default=None, max_length=1024, description="comes back in the answer")
     parameters: RequestParameters = RequestParameters()

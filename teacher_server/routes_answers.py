@@ -12,7 +12,7 @@ from shared.errors import InputError, MissingRowsError
 from shared.schemas import ImagesAnswer, LogitsAnswer, LogitsRequest
 from shared.wire import CONTENT_TYPE, unpack_tensors
 from teacher_server.beside import run_beside
-from teacher_server.openapi import ANSWERING, BINARY, documented, json_body
+from teacher_server.openapi import ANSWERING, BINARY, COUNT, OUTPUTS, RUN, documented, json_body
 from teacher_server.paying import paying_run
 from teacher_server.questions import Pixels, Question, image_list
 from teacher_server.reading import expect_type, read_integer, read_json, read_query
@@ -46,7 +46,9 @@ async def ask_rows(request: Request) -> Response:
 
 @router.get(
     "/logits/{dataset}/{split}/{row}",
-    **documented(LogitsAnswer, errors=(404, 503), binary=CONTENT_TYPE, query=("view", "outputs", "run")),
+    **documented(
+        LogitsAnswer, errors=(404, 503), binary=CONTENT_TYPE, query={"view": COUNT, "outputs": OUTPUTS, "run": RUN}
+    ),
 )
 async def read_row(request: Request, dataset: str, split: str, row: str) -> Response:
     """One cached row; never calls the teacher, so a link costs nothing."""
@@ -70,7 +72,7 @@ async def read_row(request: Request, dataset: str, split: str, row: str) -> Resp
         errors=ANSWERING,
         body=dict.fromkeys((*IMAGE_TYPES, CONTENT_TYPE), BINARY),
         binary=CONTENT_TYPE,
-        query=("outputs", "run"),
+        query={"outputs": OUTPUTS, "run": RUN},
     ),
 )
 async def ask_images(request: Request) -> Response:

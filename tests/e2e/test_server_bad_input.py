@@ -1,7 +1,20 @@
-"""A real server and everything it must refuse: always the one JSON error, never a call, never a dead server."""
+"""A real server and everything it must refuse: always the one JSON error, never a call, never a dead server.
+
+The 30 kinds of bad input that servers are known to fail at, and where each is tested (here where nothing is said):
+
+1 keys: test_server_operation · 2, 3 hosts, other sites · 4 lengths; a length that lies: test_server_sockets
+5 tiny chunks: test_server_sockets · 6 compressed bodies, 7 header lengths, 8 binary sizes, 9 shapes, 10 datatypes,
+11 floats, 12 strings of bytes, 13 lists of inputs and outputs: test_oip · 14 JSON, 15 rows, 16 names · 17 images: here
+and unit/test_pixels · 18 addresses for images · 19 slow, 20 ambiguous: test_server_sockets · 21 verbs: here and, on
+every route, test_server_contract · 22 what needs a key: test_server_operation; loading: test_oip · 23 request ids
+24, 25 one call for many, budgets: test_server_concurrency · 26 kills, 27 disks: test_cache_kill, test_cache_faults,
+test_server_answers · 28 another teacher: contract/test_cache_store · 29 pickles · 30 signals, ports, locks:
+test_server_operation, test_server_answers
+"""
 
 import io
 import json
+import pickle
 import re
 import socket
 import zlib
@@ -71,6 +84,13 @@ BODIES = {
     "a row far above": (json.dumps({**GOOD, "rows": [2**62]}).encode(), 400, "row_out_of_range", ("0 to 9",)),
     "a view above": (json.dumps({**GOOD, "view": 163}).encode(), 400, "row_out_of_range", ("163", "0 to 162")),
     "a huge view": (json.dumps({**GOOD, "view": 2**70}).encode(), 400, "bad_request", ("view",)),
+    "a field twice": (
+        b'{"dataset": "pictures/train", "rows": [0], "rows": [1]}',
+        400,
+        "bad_request",
+        ("'rows'", "2 times"),
+    ),
+    "a field twice, written in two ways": (GOOD_BODY[:-1] + b', "r\\u006fws": [1]}', 400, "bad_request", ("'rows'",)),
     "an unknown data set": (json.dumps({**GOOD, "dataset": "x/y"}).encode(), 404, "unknown_name", ("pictures/train",)),
     "a path": (json.dumps({**GOOD, "dataset": "../../etc"}).encode(), 404, "unknown_name", ()),
     "an unknown output": (json.dumps({**GOOD, "outputs": ["maps.1"]}).encode(), 400, "output_not_cached", ("logits",)),
@@ -106,6 +126,13 @@ def sixteen_bit() -> bytes:
 IMAGES = {
     "nothing": (b"", 400, "bad_image"),
     "text": (b"http://169.254.169.254/latest", 400, "bad_image"),
+    "an address of the data": (b"data:image/png;base64,AAAA", 400, "bad_image"),
+    "a file's address": (b"file:///etc/passwd", 400, "bad_image"),
+    "an SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 400, "bad_image"),
+    "an EPS": (b"%!PS-Adobe-3.0 EPSF-3.0", 400, "bad_image"),
+    "a PDF": (b"%PDF-1.7", 400, "bad_image"),
+    "a TIFF": (b"II*\x00" + bytes(64), 400, "bad_image"),
+    "a pickle": (pickle.dumps([1]), 400, "bad_image"),
     "a truncated PNG": (truncated(), 400, "bad_image"),
     "a GIF": (b"GIF89a" + bytes(64), 400, "bad_image"),
     "a picture of 81 megapixels": (huge(), 413, "too_large"),
@@ -121,9 +148,18 @@ def test_a_bad_image_is_refused(server: Any, name: str) -> None:
     assert "0x" not in response.text
 
 
+def array_file() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
 TENSORS = {
     "nothing": b"",
     "garbage": b"x" * 100,
+    "a pickle": pickle.dumps({"images": np.zeros((1, 4, 4, 3), dtype=np.uint8)}),
+    "an array file of objects": array_file(),
+    "a zip": b"PK\x03\x04" + bytes(100),
     "a header longer than the body": (2**40).to_bytes(8, "little") + b"{}",
     "another name": save({"pixels": np.zeros((1, 4, 4, 3), dtype=np.uint8)}),
     "two tensors": save({"images": np.zeros((1, 4, 4, 3), np.uint8), "more": np.zeros(1, np.uint8)}),
@@ -140,10 +176,27 @@ def test_a_bad_tensor_body_is_refused(server: Any, name: str) -> None:
     assert_error(response, 400, "bad_request")
 
 
+PREFLIGHT = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+OVERRIDE = {"x-http-method-override": "POST"}
 REQUESTS = {
     "no such route": ("GET", "/v1/nothing", {}, b"", 404, "not_found"),
     "no such route with a slash": ("GET", "/v1/ledger/", {}, b"", 404, "not_found"),
     "another verb": ("DELETE", "/v1/logits", {}, b"", 405, "method_not_allowed"),
+    "a page of another site asks first": ("OPTIONS", "/v1/logits", PREFLIGHT, b"", 405, "method_not_allowed"),
+    "another verb in a header": (
+        "GET",
+        "/v1/logits",
+        {"x-http-method-override": "POST"},
+        b"",
+        405,
+        "method_not_allowed",
+    ),
+    "a teacher to load": ("POST", "/v2/repository/models/x/load", {}, b"", 404, "not_found"),
+    "shared memory": ("GET", "/v2/systemsharedmemory/status", {}, b"", 404, "not_found"),
+    "a model that is NUL": ("GET", "/v2/models/%00", {}, b"", 404, "unknown_name"),
+    "a model of 300 characters": ("GET", "/v2/models/" + "a" * 300, {}, b"", 404, "unknown_name"),
+    "a model that is a path": ("GET", "/v2/models/..%2f..%2fetc", {}, b"", 404, "not_found"),
+    "a run that looks like another": ("GET", "/v1/runs/d%D0%B5fault", {}, b"", 404, "unknown_name"),
     "form data": ("POST", "/v1/logits", {"content-type": "text/plain"}, b"{}", 415, "unsupported_type"),
     "no content type": ("POST", "/v1/images", {}, b"x", 400, "bad_image"),
     "no content type for JSON": ("POST", "/v1/logits", {}, GOOD_BODY, 415, "unsupported_type"),
@@ -189,6 +242,7 @@ def test_a_bad_request_is_refused(server: Any, name: str) -> None:
     method, path, headers, body, status, code = REQUESTS[name]
     response = httpx.request(method, server.url + path, headers=headers, content=body)
     assert_error(response, status, code)
+    assert not any(name.startswith("access-control") for name in response.headers)
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(server: Any) -> None:
@@ -263,7 +317,7 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
         "/v2/models/{model}/versions/{version}/infer",
         "/v2/models/{model}/versions/{version}/ready",
     }
-    asking = {"200", "400", "401", "402", "403", "404", "408", "413", "415", "500", "503", "504", "507"}
+    asking = {"200", "400", "401", "402", "403", "404", "408", "413", "415", "431", "500", "503", "504", "507"}
     assert set(paths["/v1/logits"]["post"]["responses"]) == asking
     assert set(paths["/v1/images"]["post"]["responses"]) == asking
     assert set(paths["/v2/models/{model}/versions/{version}/infer"]["post"]["responses"]) == asking
