@@ -29,6 +29,8 @@ def inflate(body: bytes, *, coding: str, max_bytes: int, hold: Hold | None = Non
             parts.append(part)
             size_bytes += len(part)
             if size_bytes > max_bytes:
+                # An error keeps the frame it was raised in for a while.
+                parts.clear()
                 raise TooLargeError(f"the body inflates to over {max_bytes} bytes; send several smaller requests")
             left = stream.unconsumed_tail
             if not left and len(part) < step_bytes:
@@ -39,15 +41,19 @@ def inflate(body: bytes, *, coding: str, max_bytes: int, hold: Hold | None = Non
         raise InputError(f"the {coding} body ends too early, after {len(body)} bytes; send it whole")
     if stream.unused_data:
         raise InputError(f"{len(stream.unused_data)} bytes after the end of the {coding} body; send one stream only")
-    return b"".join(parts)
+    inflated = b"".join(parts)
+    if hold is not None:
+        hold.drop(size_bytes)
+    return inflated
 
 
 def _inflate_step(stream: "zlib._Decompress", body: bytes, *, step_bytes: int, hold: Hold | None) -> bytes:
     if hold is None:
         return stream.decompress(body, step_bytes)
-    hold.add(step_bytes)
+    # Twice: the parts, and what they are put together to.
+    hold.add(2 * step_bytes)
     part = stream.decompress(body, step_bytes)
-    hold.drop(step_bytes - len(part))
+    hold.drop(2 * (step_bytes - len(part)))
     return part
 
 

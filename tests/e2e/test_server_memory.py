@@ -65,7 +65,11 @@ def attacks(url: str) -> list[Callable[[], object]]:
 
 
 @pytest.mark.soak
-def test_memory_stays_within_the_limits_while_it_is_attacked(launch_server: Callable, tmp_path: Path) -> None:
+def test_memory_stays_within_the_limits_while_it_is_attacked(
+    launch_server: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is given back leaves the process at once: by default glibc keeps large blocks, and hides what is still held.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))
     options = ("--max-body-mb", str(BODY_MIB), "--max-upload-mb", str(UPLOADS_MIB))
     server = launch_server(tmp_path / "store", *options, forward_s=0.05)
     warm = {"images": np.zeros((1, 8, 8, 3), dtype=np.uint8)}
@@ -88,7 +92,7 @@ def test_memory_stays_within_the_limits_while_it_is_attacked(launch_server: Call
     for job in jobs:
         job.result()
     assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
-    # Beside uploads: two bodies while they are put together, and what allocators keep between them.
+    # Beside uploads: two bodies while they are put together, and what the sockets hold.
     assert most_bytes - before_bytes < (UPLOADS_MIB + 4 * BODY_MIB) * MIB, (most_bytes - before_bytes) / MIB
     assert seen - {None} <= {200, 400, 413, 503, 504}
     assert {200, 400, 413, 503} <= seen
