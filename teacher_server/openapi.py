@@ -15,8 +15,8 @@ from teacher_server.permissions import is_open
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REFERENCE = "#/components/schemas/{model}"
 ALWAYS = (400, 401, 403, 408, 413, 415, 431, 500, 503)
-"""Any request may carry a wrong host, no key or one for something else, headers that are too long or slow, or a body that
-is not read; it may meet our own mistake, or come when too many others are connected."""
+"""Any request may carry a wrong host, no key or one for something else, headers that are too long or slow, or a body
+that is not read; it may meet our own mistake, or come when too many others are connected."""
 ANSWERING = (402, 404, 504, 507)
 """What a question about uncached images may meet besides."""
 
@@ -84,7 +84,7 @@ PATH_SCHEMAS: Mapping[str, Mapping[str, Any]] = {
 def reference(app: FastAPI, *, names: Mapping[str, Sequence[str]], with_keys: bool) -> dict[str, Any]:
     """The OpenAPI document of an application, without the 422 that FastAPI adds and no route ever sends.
 
-    ``names``: the values that path parameters have on this server; ``with_keys``: all but the open paths want an API key.
+    ``names``: values of path parameters on this server; ``with_keys``: all but the open paths want an API key.
     """
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     for operations in document["paths"].values():
