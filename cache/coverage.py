@@ -55,3 +55,27 @@ def measure_coverage(
         name = str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}"
         lines.append(CoverageLine(views=name, shares=tuple((counts / np.diff(edges)).tolist())))
     return lines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockCounts:
+    """Rows answered, by view and block of rows."""
+
+    views: tuple[int, ...]
+    """Ascending [V]."""
+    sizes: NDArray[np.int64]
+    """Rows of every block [K]."""
+    counts: NDArray[np.int64]
+    """Of these, answered ones [V, K]."""
+
+
+def count_blocks(
+    present: Callable[[int], NDArray[np.bool_]], *, rows: int, views: Sequence[int], blocks: int
+) -> BlockCounts:
+    """At most ``blocks`` blocks of (nearly) equal size; ``present`` says which rows [N] a view has."""
+    edges = np.linspace(0, rows, min(rows, blocks) + 1).astype(np.int64)
+    counts = np.zeros((len(views), len(edges) - 1), dtype=np.int64)
+    for line, view in enumerate(views):
+        # Rows up to every edge, from the sorted rows: no array of numbers as long as the data set.
+        counts[line] = np.diff(np.searchsorted(np.flatnonzero(present(view)), edges))
+    return BlockCounts(views=tuple(views), sizes=np.diff(edges), counts=counts)

@@ -119,6 +119,11 @@ class CacheHandle:
             mask[self._slots.rows_of(view)] = True
             return mask
 
+    def views(self) -> list[int]:
+        """Views with an answer, ascending."""
+        with self._lock:
+            return list(self._slots.counts())
+
     # What follows is for the writer, under its lock.
 
     def read_from_disk(self, whole: dict[str, SlotArray], *, before: int) -> None:

@@ -52,6 +52,16 @@ def describe_history(path: Path, *, run: str | None = None, last: int | None = N
         }
 
 
+def measured_time(path: Path) -> tuple[int, float]:
+    """Calls of all runs that are recorded, and the seconds that the models took for them; 0 without a ledger."""
+    database = open_history(path)
+    if database is None:
+        return 0, 0.0
+    with closing(database), sqlite_errors(path / LEDGER):
+        summary = summarise(database)
+        return summary["images"], summary["seconds"]
+
+
 def describe_sums(path: Path) -> Described | None:
     """Sums of the history, and every run and key owner; None for a copy without its ledger."""
     database = open_history(path)

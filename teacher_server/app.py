@@ -1,5 +1,6 @@
 """The HTTP application: routes, the guard before them, and errors as the one JSON shape."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,13 +30,25 @@ from teacher_server.request_record import RequestRecorder, note_error
 from teacher_server.routes_answers import router as answers_router
 from teacher_server.routes_fills import router as fills_router
 from teacher_server.routes_login import router as login_router
+from teacher_server.routes_pages import router as pages_router
 from teacher_server.routes_state import router as state_router
+from teacher_server.routes_status import router as status_router
 from teacher_server.service import Service
 from teacher_server.settings import ServerSettings
+from teacher_server.status import Status
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (answers_router, fills_router, state_router, login_router, server_router, model_router)
+ROUTERS = (
+    answers_router,
+    fills_router,
+    state_router,
+    status_router,
+    login_router,
+    pages_router,
+    server_router,
+    model_router,
+)
 VERBS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
@@ -56,10 +69,11 @@ def create_app(
     service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs, observer=metrics)
     metrics.watch(LedgerCollector(service))
     access = Access(KeyRing(settings.api_key_file, admit=service.admit_key) if settings.api_key_file else None)
+    status = Status(service, metrics=metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.answering, service.fills:
+        async with service.answering, service.fills, status.pulse:
             yield
 
     app = FastAPI(
@@ -75,11 +89,16 @@ def create_app(
     app.state.service = service
     app.state.metrics = metrics
     app.state.access = access
+    app.state.status = status
+    app.state.watchers = set()
+    # Set when the server begins to stop: whoever streams ends.
+    app.state.stopping = asyncio.Event()
     for router in ROUTERS:
         app.router.routes.extend(direct_routes(router))
     for router in ROUTERS:
         app.include_router(router)
     app.add_api_route("/openapi.json", _reference, include_in_schema=False)
+    status.fills = any(getattr(route, "path", None) == "/v1/fills" for route in app.routes)
     app.add_middleware(Guard, settings=settings, access=access)
     # The last one added is the first one asked: what the guard refuses is recorded too.
     app.add_middleware(RequestRecorder, metrics=metrics)

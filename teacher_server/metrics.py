@@ -4,11 +4,12 @@ Every application has a registry of its own. Nothing a caller writes becomes a l
 keys that exist.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from shared.errors import TeachonceError
 from teacher_server.label_names import LabelNames
@@ -19,6 +20,15 @@ OTHER = "other"
 """Label of what has no name of its own."""
 BATCH_BUCKETS = tuple(2**power for power in range(13))
 """1 to 4096 images."""
+SHOWN = (
+    "teacher_batch_size_bucket",
+    "teacher_request_seconds_bucket",
+    "teacher_request_seconds_count",
+    "teacher_rejected_total",
+    "teacher_forward_images_total",
+    "teacher_forward_seconds_sum",
+)
+"""What the dashboard is made of."""
 SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -78,6 +88,11 @@ class Metrics(Observer):
     def watch(self, collector: Collector) -> None:
         """Ask ``collector`` at every `render` too."""
         self._registry.register(collector)
+
+    def samples(self) -> Iterator[Sample]:
+        """What was observed in this process, for the dashboard; without what `watch` was given."""
+        for family in self._registry.restricted_registry(SHOWN).collect():
+            yield from family.samples
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type, in the form that an Accept header asks for. Waits for the ledger."""

@@ -52,8 +52,9 @@ async def _check_version(version: str) -> None:
         raise UnknownNameError(f"unknown version {version[:40]!r}; a teacher has version {VERSION!r} only")
 
 
-server_router = APIRouter(prefix="/v2")
-router = APIRouter(prefix="/v2/models/{model}", dependencies=[Depends(_check_model)])
+TAGS: list[str | Enum] = ["Open Inference Protocol"]
+server_router = APIRouter(prefix="/v2", tags=TAGS)
+router = APIRouter(prefix="/v2/models/{model}", tags=TAGS, dependencies=[Depends(_check_model)])
 
 
 @server_router.get("/", **documented(ServerMetadata), include_in_schema=False)

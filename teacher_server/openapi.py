@@ -32,11 +32,13 @@ def documented(
     status: int = 200,
     query: Mapping[str, Mapping[str, Any]] | None = None,
     headers: Sequence[str] = (),
+    answer_types: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a route decorator.
 
     ``body`` maps content types to schemas, ``binary`` is the content type of an answer that is not JSON, ``query`` maps
-    parameters to schemas, ``headers`` names some. ``status`` is that of a success, ``events`` says that it is a stream.
+    parameters to schemas, ``headers`` names some. ``status`` is that of a success, ``events`` says that it is a stream,
+    ``answer_types`` maps content types of an answer without a model to schemas.
     """
     success: dict[str, Any] = {"description": HTTPStatus(status).phrase} if answer is None else {"model": answer}
     if text:
@@ -46,6 +48,8 @@ def documented(
         success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     if binary is not None:
         success["content"] = {binary: BINARY}
+    if answer_types is not None:
+        success["content"] = dict(answer_types)
     extra: dict[str, Any] = {}
     if body is not None:
         extra["requestBody"] = {"required": True, "content": dict(body)}

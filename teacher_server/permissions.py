@@ -21,7 +21,7 @@ TABLE = (
     (POST, rf"{MODEL}/infer", (Scope.INFER,)),
     (LOOK, r"/v1/logits/.+", (Scope.INFER,)),
     (LOOK, rf"/v2/?|{MODEL}(/ready)?", (Scope.INFER, Scope.METRICS)),
-    (LOOK, r"/v1/cache", (Scope.INFER, Scope.METRICS)),
+    (LOOK, r"/v1/cache(/.+)?", (Scope.INFER, Scope.METRICS)),
     (LOOK, r"/metrics|/v1/ledger|/v1/runs/[^/]+|/v1/status(/.*)?", (Scope.METRICS,)),
     (LOOK, r"/|/docs|/openapi\.json", (Scope.METRICS,)),
     # Whose a fill is, its routes know.

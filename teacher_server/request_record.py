@@ -9,8 +9,12 @@ from teacher_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"})
-"""Asked every few seconds by machines: told at level debug while all is well."""
+COVERAGE = "/v1/cache/{dataset}/{split}/coverage"
+QUIET_ROUTES = frozenset(
+    {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/metrics"}
+    | {"/v1/status", "/v1/status/events", COVERAGE, "/v1/fills", "/", "/assets/{name}", "/docs"}
+)
+"""Asked every few seconds by machines and pages: told at level debug while all is well."""
 MOST_CHARACTERS = 300
 """Of an error's message in the log."""
 

@@ -19,7 +19,7 @@ from teacher_server.reading import expect_type, read_integer, read_json, read_qu
 from teacher_server.replies import answer_reply
 from teacher_server.service import Service
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", tags=["Answers"])
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 

@@ -17,7 +17,7 @@ from teacher_server.replies import JsonReply
 from teacher_server.running_fill import RunningFill
 from teacher_server.service import Service
 
-router = APIRouter(prefix="/v1/fills")
+router = APIRouter(prefix="/v1/fills", tags=["Fills"])
 
 
 @router.post(

@@ -12,7 +12,7 @@ from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
 from teacher_server.service import Service
 
-router = APIRouter()
+router = APIRouter(tags=["Health, ledger and cache"])
 
 
 # The paths of the Open Inference Protocol beside those that probes are usually given.

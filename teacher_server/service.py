@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from cache.handle import CacheHandle
+from cache.history_report import measured_time
 from cache.layout import UPLOADS as UPLOADS_NAME
 from cache.payer import LOCAL_OWNER
 from cache.writer import CacheWriter
@@ -68,6 +69,22 @@ class Service:
             served = ", ".join(self.datasets) or "none, it takes images only"
             raise UnknownNameError(f"unknown data set {dataset[:160]!r}; this server has {served}")
         return RowsQuestion.ask(self.datasets[dataset], cache=self._caches[dataset], rows=rows, view=view)
+
+    @property
+    def caches(self) -> Mapping[str, CacheHandle]:
+        """By NAME/SPLIT: the data sets served, and uploads once there is one."""
+        return self._caches
+
+    def cache_of(self, dataset: str) -> CacheHandle:
+        """The cache of a data set; raises `UnknownNameError` also for uploads, which have no rows."""
+        if dataset not in self.datasets:
+            served = ", ".join(self.datasets) or "none"
+            raise UnknownNameError(f"no rows of {dataset[:160]!r}; this server has those of {served}")
+        return self._caches[dataset]
+
+    def teacher_time(self) -> tuple[int, float]:
+        """Calls of the history and the seconds they took; reads the whole of it, in a thread of the caller's."""
+        return measured_time(self._writer.path)
 
     async def images(self, images: Sequence[Pixels]) -> ImagesQuestion:
         """A question about images that a caller brought."""

@@ -130,6 +130,11 @@ def run_app(app: FastAPI, *, bound: socket.socket, ready: Callable[[], None]) ->
         timeout_keep_alive=crowd.settings.keep_alive_s,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    server = Server(config, died=service.answering.died, ready=ready, stopping=service.fills.stop, crowd=crowd)
+
+    def stopping() -> None:
+        service.fills.stop()
+        app.state.stopping.set()
+
+    server = Server(config, died=service.answering.died, ready=ready, stopping=stopping, crowd=crowd)
     asyncio.run(server.serve(sockets=[bound]))
     return server.signals
