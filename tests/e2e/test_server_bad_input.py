@@ -298,15 +298,21 @@ def test_the_reference_lists_every_route_and_status_that_can_occur(server: Any) 
     assert {"InferAnswer", "InputTensor"} <= named <= set(document["components"]["schemas"])
     paths = document["paths"]
     assert set(paths) == {
+        "/",
+        "/assets/{name}",
+        "/docs",
         "/healthz",
         "/metrics",
         "/readyz",
         "/v1/cache",
+        "/v1/cache/{dataset}/{split}/coverage",
         "/v1/images",
         "/v1/ledger",
         "/v1/logits",
         "/v1/logits/{dataset}/{split}/{row}",
         "/v1/runs/{name}",
+        "/v1/status",
+        "/v1/status/events",
         "/v2",
         "/v2/health/live",
         "/v2/health/ready",

@@ -138,7 +138,8 @@ def test_nobody_waits_for_a_scrape_that_waits_for_the_ledger(tmp_path: Path, mon
         assert (await scraped)["teacher_calls_total",] == 1
 
     with_clients(tmp_path, story)
-    assert waited == [True]
+    # The pulse of the dashboard may have asked too.
+    assert set(waited) == {True}
 
 
 def test_a_request_is_one_line_with_what_is_needed_to_find_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
