@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from shared.errors import TeachonceError
-from teacher_server.readings import Reading
+from teacher_server.readings import Reading, Step
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Pulse:
         """The oldest reading of the last ``seconds``; ``now`` where there is none."""
         return next((reading for reading in self._readings if reading.at_s >= now.at_s - seconds), now)
 
-    def steps(self) -> list[Reading]:
-        """What happened from each reading to the next, oldest first."""
-        return [after.since(before) for before, after in pairwise(list(self._readings))]
+    def rates(self) -> tuple[list[float], list[float]]:
+        """Answers per second from each reading to the next, oldest first: the teacher's, and those without a call."""
+        steps = [Step(before, after) for before, after in pairwise(list(self._readings))]
+        return [step.teacher_per_second for step in steps], [step.cache_per_second for step in steps]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from teacher_server.metrics import Metrics
 from teacher_server.service import Service
@@ -51,14 +51,40 @@ class Reading:
         )
 
     @property
+    def speed(self) -> "Step":
+        """Of a difference: how fast it was."""
+        return Step(NOTHING, self)
+
+
+NOTHING = Reading(
+    at_s=0.0, answers=0, free=0, images=0, forward_s=0.0, requests=0, batches={}, latencies={}, rejected={}
+)
+
+
+class Step(NamedTuple):
+    """Two readings, of which only the speed matters: hundreds are looked at every second."""
+
+    before: Reading
+    after: Reading
+
+    @property
     def teacher_per_second(self) -> float:
         """Answers that the teacher computed."""
-        return _rate(self.answers - self.free, self.at_s)
+        return self._rate(self.after.answers - self.after.free - self.before.answers + self.before.free)
 
     @property
     def cache_per_second(self) -> float:
         """Answers that took no call."""
-        return _rate(self.free, self.at_s)
+        return self._rate(self.after.free - self.before.free)
+
+    @property
+    def requests_per_second(self) -> float:
+        """Questions that were answered or refused."""
+        return self._rate(self.after.requests - self.before.requests)
+
+    def _rate(self, number: int) -> float:
+        seconds = self.after.at_s - self.before.at_s
+        return round(number / seconds, 1) if seconds > 0 else 0.0
 
 
 def take_reading(service: Service, metrics: Metrics) -> Reading:
@@ -120,7 +146,3 @@ def _add(buckets: Buckets, end: float, value: float) -> None:
 
 def _differences(now: dict[Name, int], before: dict[Name, int]) -> dict[Name, int]:
     return {name: number - before.get(name, 0) for name, number in now.items()}
-
-
-def _rate(number: int, seconds: float) -> float:
-    return round(number / seconds, 1) if seconds > 0 else 0.0

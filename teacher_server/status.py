@@ -30,6 +30,8 @@ class Status:
         """Whether there is a route that lists fills."""
         self._service = service
         self._metrics = metrics
+        # Read from a file of the installation.
+        self._version = version("teachonce")
         self._began_s = monotonic()
         self._past: tuple[int, float] | None = None
         self._page = b""
@@ -77,7 +79,7 @@ class Status:
 
     def _server(self) -> Json:
         return {
-            "version": version("teachonce"),
+            "version": self._version,
             "uptime_s": round(monotonic() - self._began_s, 1),
             "trouble": self._service.answering.trouble,
             "keys": self._service.settings.api_key_file is not None,
@@ -106,10 +108,10 @@ class Status:
         minute = now.since(self.pulse.before(now, seconds=RECENT_S))
         p50, p99 = (quantile(minute.latencies, share) for share in (0.5, 0.99))
         return {
-            "teacher_per_second": last.teacher_per_second,
-            "cache_per_second": last.cache_per_second,
+            "teacher_per_second": last.speed.teacher_per_second,
+            "cache_per_second": last.speed.cache_per_second,
             "hit_rate": last.free / last.answers if last.answers else None,
-            "requests_per_second": round(last.requests / last.at_s, 1) if last.at_s else 0.0,
+            "requests_per_second": last.speed.requests_per_second,
             "queue_images": answering.queue_images,
             "inflight_images": answering.waiting_images,
             "p50_ms": None if p50 is None else p50 * 1000,
@@ -119,12 +121,8 @@ class Status:
         }
 
     def _history(self) -> Json:
-        steps = self.pulse.steps()
-        return {
-            "interval_s": INTERVAL_S,
-            "teacher": [step.teacher_per_second for step in steps],
-            "cache": [step.cache_per_second for step in steps],
-        }
+        teacher, cached = self.pulse.rates()
+        return {"interval_s": INTERVAL_S, "teacher": teacher, "cache": cached}
 
     def _datasets(self) -> list[Json]:
         served = self._service.datasets

@@ -10,6 +10,7 @@ const SILENCE_MS = 6000;
 const NEWS_MS = 30000;
 const FILLS_MS = 3000;
 const REFUSED_MS = 20000;
+const MOST_RUNS = 100;
 
 const byId = (id) => document.getElementById(id);
 const state = { source: null, timer: null, heard: 0, lost: null, news: 0, fills: 0, listenAt: 0 };
@@ -85,11 +86,13 @@ function showLoad({ load, history }) {
 }
 
 function showRuns(place, label, runs, first) {
-  const rows = Object.entries(runs).map(([name, run]) => ({ name, ...run }));
-  const used = (row) => (row.budget === null ? "no limit"
+  const all = Object.entries(runs).map(([name, run]) => ({ name, ...run }));
+  const rows = all.length > MOST_RUNS ? all.sort((a, b) => b.attempts - a.attempts).slice(0, MOST_RUNS) : all;
+  const used = (row) => (row.budget === null ? (row.remaining === null ? "no limit" : "no limit of its own")
     : element("span", { class: "used" }, meter(share(row.attempts, row.budget), row.remaining ? "" : "spent"), `${count(row.attempts)} of ${count(row.budget)}`));
   table(place, {
     label, rows, empty: "None yet.",
+    more: all.length > rows.length ? `The ${count(rows.length)} that called most, of ${count(all.length)}; the ledger lists all.` : "",
     columns: [
       { name: first, text: (row) => row.name },
       { name: "Left", number: true, text: (row) => (row.remaining === null ? NONE : count(row.remaining)) },

@@ -29,8 +29,8 @@ export function meter(part, className = "") {
 }
 
 // Columns: {name, text: row -> string or node, number: bool}. The first column names its row.
-export function table(place, { label, columns, rows, empty }) {
-  const print = JSON.stringify(rows);
+export function table(place, { label, columns, rows, empty, more = "" }) {
+  const print = JSON.stringify([rows, more]);
   if (place.dataset.print === print) return;
   place.dataset.print = print;
   if (!rows.length) {
@@ -42,7 +42,8 @@ export function table(place, { label, columns, rows, empty }) {
   const body = rows.map((row) =>
     element("tr", {}, ...columns.map((column, index) =>
       element(index ? "td" : "th", { ...(index ? {} : { scope: "row" }), ...style(column) }, column.text(row)))));
-  const made = element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
+  const caption = more ? [element("caption", { class: "muted" }, more)] : [];
+  const made = element("table", {}, ...caption, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...body));
   const box = place.querySelector(".scroll");
   // The box stays, and with it how far somebody has scrolled and where the focus is.
   if (box) box.replaceChildren(made);

@@ -9,7 +9,7 @@ import pytest
 from cache.writer import CacheWriter
 from shared.fake_teacher import FakeTeacher
 from teacher_server.app import create_app
-from teacher_server.readings import Reading, quantile
+from teacher_server.readings import Reading, Step, quantile
 from teacher_server.settings import ServerSettings
 from teacher_server.status import Status
 
@@ -33,9 +33,9 @@ def reading(at_s: float, *, answers: int, free: int, **rejected: int) -> Reading
 def test_rates_are_what_happened_between_two_readings() -> None:
     before = reading(10.0, answers=100, free=40, bad_image=1)
     step = reading(12.0, answers=160, free=90, bad_image=1, too_large=2).since(before)
-    assert (step.teacher_per_second, step.cache_per_second) == (5.0, 25.0)
+    assert (step.speed.teacher_per_second, step.speed.cache_per_second) == (5.0, 25.0)
     assert step.rejected == {"bad_image": 0, "too_large": 2}
-    assert before.since(before).cache_per_second == 0
+    assert Step(before, before).cache_per_second == 0
 
 
 def test_a_quantile_lies_within_the_bucket_that_holds_it() -> None:
