@@ -52,9 +52,8 @@ async def _check_version(version: str) -> None:
         raise UnknownNameError(f"unknown version {version[:40]!r}; a teacher has version {VERSION!r} only")
 
 
-TAGS: list[str | Enum] = ["Open Inference Protocol"]
-server_router = APIRouter(prefix="/v2", tags=TAGS)
-router = APIRouter(prefix="/v2/models/{model}", tags=TAGS, dependencies=[Depends(_check_model)])
+server_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(prefix="/v2/models/{model}", tags=["Open Inference Protocol"], dependencies=[Depends(_check_model)])
 
 
 @server_router.get("/", **documented(ServerMetadata), include_in_schema=False)
