@@ -34,13 +34,13 @@ class Browser:
         self._browser = browser
 
     def open(self, path: str, *, width: int = 1280, scheme: str = "light") -> Any:
-        """A page in a fresh window."""
+        """A page of the module's server, or any address, in a fresh window."""
         page = self._browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         page.set_default_timeout(10_000)
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.goto(self.url + path)
+        page.goto(self.url + path if path.startswith("/") else path)
         return page
 
 
@@ -181,3 +181,19 @@ def test_a_server_that_goes_is_missed_and_found_again(server: Any, page: Any, st
     expect(page.locator("#calls")).to_have_text("22")
     # What a call takes is in the ledger: it is known without another one.
     expect(page.locator("#time-note")).to_contain_text("per call")
+
+
+def test_who_logs_in_sees_the_dashboard_and_may_log_out(
+    launch_server: Callable[..., Any], browser: Browser, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a key for whoever looks\n")
+    page = browser.open(launch_server(tmp_path / "store", "--api-key-file", str(keys)).url)
+    assert page.evaluate(ACCESS) == []
+    page.get_by_label("API key").fill("a key for whoever looks")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#state")).to_have_text("Ready")
+    expect(page.locator("#owners")).to_contain_text("Owner")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    page.close()
