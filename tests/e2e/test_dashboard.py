@@ -135,6 +135,12 @@ def test_everything_can_be_reached_and_opened_by_keyboard(page: Any) -> None:
     expect(page.locator("details tr", has_text="view 5")).to_contain_text("5%")
 
 
+def test_fills_are_listed_with_how_far_they_have_come(server: Any, page: Any) -> None:
+    begun = httpx.post(f"{server.url}/v1/fills", json={"dataset": "pictures/train", "rows": [0, 1, 2]})
+    assert begun.status_code == 202
+    expect(page.locator("#fills tr", has_text="pictures/train")).to_contain_text("3 of 3")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable_on_a_phone_in_both_schemes(browser: Browser, scheme: str) -> None:
     page = browser.open("/", width=320, scheme=scheme)
