@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.schemas import Name, Row, StrictModel
 
@@ -12,6 +12,16 @@ ENDED = frozenset({"done", "cancelled", "failed", "stopped"})
 
 class FillRequest(StrictModel):
     """Body of ``POST /v1/fills``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            # Both would choose rows.
+            "not": {
+                "properties": {"sample": {"type": "integer"}, "rows": {"type": "array"}},
+                "required": ["sample", "rows"],
+            }
+        }
+    )
 
     dataset: Name = Field(description="NAME/SPLIT of a data set that the server serves", examples=["digits/train"])
     sample: Annotated[int, Field(ge=0)] | None = Field(

@@ -13,6 +13,8 @@ from shared.schemas import INT64_MAX, ErrorBody
 from teacher_server.permissions import is_open
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+"""One of a stream."""
 REFERENCE = "#/components/schemas/{model}"
 ALWAYS = (400, 401, 403, 408, 413, 415, 431, 500, 503)
 """Any request may carry a wrong host, no key or one for something else, headers that are too long or slow, or a body
@@ -45,7 +47,7 @@ def documented(
         kinds = ("text/plain", "application/openmetrics-text")
         success["content"] = {kind: {"schema": {"type": "string"}} for kind in kinds}
     if events:
-        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        success["content"] = {"text/event-stream": {"schema": EVENT}}
     if binary is not None:
         success["content"] = {binary: BINARY}
     if answer_types is not None:

@@ -14,7 +14,7 @@ from cache.handle import CacheHandle
 from shared.errors import InputError, UnavailableError
 from shared.status_schemas import CoverageAnswer, StatusAnswer
 from shared.views import check_view
-from teacher_server.openapi import documented
+from teacher_server.openapi import COUNT, documented
 from teacher_server.reading import read_integer, read_query
 from teacher_server.replies import JsonReply
 from teacher_server.service import Service
@@ -83,7 +83,14 @@ async def _events(status: Status, *, stopping: asyncio.Event) -> AsyncIterator[b
     yield b"event: stopping\ndata: {}\n\n"
 
 
-@router.get("/cache/{dataset}/{split}/coverage", **documented(CoverageAnswer, errors=(404,), query=("view", "blocks")))
+VIEW = {"anyOf": [{"const": "all"}, COUNT]}
+BLOCKS = {"type": "integer", "minimum": 1, "maximum": MOST_BLOCKS}
+
+
+@router.get(
+    "/cache/{dataset}/{split}/coverage",
+    **documented(CoverageAnswer, errors=(404,), query={"view": VIEW, "blocks": BLOCKS}),
+)
 async def coverage(request: Request, dataset: str, split: str) -> Response:
     """Which part of every block of rows is cached, under one view or all of them; a picture, row by row."""
     query = read_query(request, known=("view", "blocks"))

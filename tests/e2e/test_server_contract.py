@@ -12,6 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+ENDLESS = "/v1/status/events"
+"""An answer that does not end while the server runs; `test_status` asks for it."""
+EXCLUDED = "positive_data_acceptance,use_after_free"
+"""The first is replaced in `openapi_checks`; a fill that was deleted is cancelled, and still told about."""
 CHECKS = Path(__file__).with_name("openapi_checks.py")
 
 
@@ -23,7 +27,8 @@ def test_the_server_does_what_its_openapi_document_says(launch_server: Callable,
         [
             str(Path(sys.executable).with_name("st")),
             *("run", f"{server.url}/openapi.json", "--seed", "1", "--max-examples", str(examples)),
-            *("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--continue-on-failure"),
+            *("--checks", "all", "--exclude-checks", EXCLUDED, "--continue-on-failure"),
+            *("--exclude-path", ENDLESS),
             *("--suppress-health-check", "all", "--generation-database", "none"),
         ],
         env=os.environ | {"SCHEMATHESIS_HOOKS": str(CHECKS)},
@@ -33,6 +38,6 @@ def test_the_server_does_what_its_openapi_document_says(launch_server: Callable,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout
-    listed = len(httpx.get(f"{server.url}/openapi.json").json()["paths"])
-    assert f"Tested: {listed + 1}" in ran.stdout  # one path has two verbs
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert f"Tested: {sum(len(verbs) for path, verbs in paths.items() if path != ENDLESS)}" in ran.stdout
     assert httpx.get(f"{server.url}/readyz").status_code == 200
