@@ -219,8 +219,9 @@ class _Named:
 def _print(results: Results, *, options: argparse.Namespace, images: Images) -> None:
     print(f"command: {shlex.join(['python', *sys.argv])}")
     print(
-        f"{TEACHER}, {SIZE} x {SIZE}, batch {BATCH}, 1 thread; torch {torch.__version__}, LitServe {version('litserve')},"
-        f" {os.cpu_count()} cores, n = {options.rounds} rounds, medians [95 % bootstrap interval]"
+        f"{TEACHER}, {SIZE} x {SIZE}, batch {BATCH}, 1 thread; torch {torch.__version__},"
+        f" LitServe {version('litserve')}, {os.cpu_count()} cores, n = {options.rounds} rounds,"
+        " medians [95 % bootstrap interval]"
     )
     for name in results.rates:
         print(results.line(name))
