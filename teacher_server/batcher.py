@@ -179,12 +179,10 @@ class Batcher:
 
     async def _load(self, items: list[Item]) -> Loaded:
         """Pixels of a batch; an image that cannot be read is given up alone."""
-        loop = asyncio.get_running_loop()
         began_s = perf_counter()
         parts = _parts_of_one_question(items)
-        jobs = [loop.run_in_executor(self._load_threads, _load_part, part) for part in parts]
         good = Loaded(items=[], images=[])
-        for part, images in zip(parts, await asyncio.gather(*jobs), strict=True):
+        for part, images in zip(parts, await self._load_parts(parts), strict=True):
             for item, image in zip(part, images, strict=True):
                 if isinstance(image, TeachonceError):
                     await self._give_up([item], image)
@@ -195,6 +193,17 @@ class Batcher:
         for queued_s in {id(item.question): item.queued_s for item in items}.values():
             self._observer.queued(began_s - queued_s)
         return good
+
+    async def _load_parts(self, parts: list[list[Item]]) -> list[list[Pixels | TeachonceError]]:
+        """Images of parts, in their order; those that a caller brought are in memory already."""
+        loop = asyncio.get_running_loop()
+        jobs = {
+            number: loop.run_in_executor(self._load_threads, _load_part, part)
+            for number, part in enumerate(parts)
+            if not part[0].question.known_by_key
+        }
+        await asyncio.gather(*jobs.values())
+        return [jobs[number].result() if number in jobs else _load_part(part) for number, part in enumerate(parts)]
 
     async def _finish(self, replica: Replica, asked: Sequence[tuple[Loaded, Forward]]) -> None:
         """Have what a replica says kept, or tell that it failed."""

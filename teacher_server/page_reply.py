@@ -7,13 +7,12 @@ from string import Template
 
 from starlette.responses import HTMLResponse, Response
 
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-"""Of every page: nothing from another host, in no frame, kept nowhere."""
+POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+"""Of every page: nothing from another host, and in no frame."""
+SAFE_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+"""Of every page and of what it is made of."""
+PAGE_HEADERS = {**SAFE_HEADERS, "content-security-policy": POLICY, "cache-control": "no-store"}
+"""Of a page that is kept nowhere."""
 
 
 def page_reply(name: str, *, status: int = 200, **texts: str) -> Response:

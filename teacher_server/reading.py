@@ -6,6 +6,7 @@ from fastapi import Request
 
 from shared.errors import InputError, RowRangeError, TooLargeError, UnsupportedTypeError
 from shared.schemas import INT64_MAX, Model, parse_body
+from teacher_server.beside import run_beside
 
 MAX_JSON_BYTES = 256 * 2**10
 """Three times what the most rows of one request take. Reading JSON stops everyone else, so it must be over soon."""
@@ -23,15 +24,15 @@ def expect_type(request: Request, *, allowed: Sequence[str], unnamed: str | None
     return kind
 
 
-async def read_json(request: Request, *, model: type[Model]) -> Model:
+async def read_json(request: Request, *, model: type[Model], max_bytes: int = MAX_JSON_BYTES) -> Model:
     """The model in a JSON body; raises `UnsupportedTypeError`, `TooLargeError` and `InputError`."""
     expect_type(request, allowed=("application/json",))
     fields = ", ".join(model.model_fields)
     read_query(request, known=(), instead=f"put {fields} into the JSON body")
     body = await request.body()
-    if len(body) > MAX_JSON_BYTES:
-        raise TooLargeError(f"a JSON body of {len(body)} bytes; at most {MAX_JSON_BYTES}: send several requests")
-    return parse_body(body, model=model)
+    if len(body) > max_bytes:
+        raise TooLargeError(f"a JSON body of {len(body)} bytes; at most {max_bytes}: send several requests")
+    return await run_beside(len(body), parse_body, body, model=model)
 
 
 def read_query(request: Request, *, known: Sequence[str], instead: str = "") -> dict[str, str]:

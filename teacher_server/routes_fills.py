@@ -17,6 +17,8 @@ from teacher_server.replies import JsonReply
 from teacher_server.running_fill import RunningFill
 from teacher_server.service import Service
 
+MAX_FILL_BYTES = 16 * 2**20
+"""Two million numbers of rows."""
 router = APIRouter(prefix="/v1/fills", tags=["Fills"])
 
 
@@ -31,7 +33,7 @@ async def start_fill(request: Request) -> Response:
     nothing for what is there. It ends with its server process; what was done is kept.
     """
     service = _service(request)
-    asked = await read_json(request, model=FillRequest)
+    asked = await read_json(request, model=FillRequest, max_bytes=MAX_FILL_BYTES)
     payer = Payer(request.state.owner, paying_run(request, asked=asked.run))
     named = service.rows(asked.dataset, rows=(), view=0)
     job = await asyncio.to_thread(read_job, asked, dataset=named.dataset, cache=named.cache, payer=payer)

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 
 from shared.errors import UnknownNameError
 from teacher_server.openapi import documented
+from teacher_server.page_reply import POLICY, SAFE_HEADERS
 
 router = APIRouter(tags=["Pages"])
 
@@ -29,10 +30,9 @@ ASSETS = {
     "swagger-ui-bundle.js": ("fastapi_offline.static", SCRIPT),
 }
 """Name -> package that it lies in, and type: what is not listed is not served."""
-POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 DOCS_POLICY = f"{POLICY}; img-src 'self' data:"
 """Swagger UI draws its arrows with pictures in its style sheet."""
-HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+HEADERS = {**SAFE_HEADERS, "cache-control": "no-cache"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
