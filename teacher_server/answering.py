@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.handle import CacheHandle, Place, kind_of
+from cache.handle import CacheHandle, Place
 from cache.model_call import ModelCall
 from cache.payer import LOCAL_OWNER, Payer
 from cache.writer import CacheWriter
@@ -213,7 +213,7 @@ class Answering:
 
     async def _land_all(self, question: Question, *, wanted: Mapping[bytes, int], payer: Payer) -> "Landed":
         """One round: join what others compute, claim the rest; keys that another gave up are not in the result."""
-        kind = kind_of(question.cache.outputs)
+        kind = question.cache.kind
         joined = {key: flight for key in wanted if (flight := self._flights.get((kind, key))) is not None}
         mine = {key: index for key, index in wanted.items() if key not in joined}
         claimed, found = await self._claim(question, mine=mine, payer=payer) if mine else ({}, {})
@@ -234,7 +234,7 @@ class Answering:
         """Take keys on: those that the cache holds after all, and flights of those that are paid for and submitted."""
         if self._flights and len(self._flights) + len(mine) > self._settings.queue_images:
             raise UnavailableError(f"{len(self._flights)} images are waiting already; ask again in a moment")
-        kind = kind_of(question.cache.outputs)
+        kind = question.cache.kind
         loop = asyncio.get_running_loop()
         # Registered before the first await: from here on nobody else computes these keys.
         flights: dict[bytes, Flight] = {key: loop.create_future() for key in mine}
@@ -286,7 +286,7 @@ class Answering:
 
     def _land_items(self, items: Sequence[Item], *, outcomes: Sequence[Place | TeachonceError]) -> None:
         for item, outcome in zip(items, outcomes, strict=True):
-            self._land((kind_of(item.question.cache.outputs), item.key), outcome)
+            self._land((item.question.cache.kind, item.key), outcome)
 
     async def _settle(self, items: list[Item], outputs: Outputs, call: ModelCall) -> None:
         """Keep a batch's answers, then tell their callers."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cache.handle import CacheHandle, Place
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError, TooLargeError
-from shared.identity import KEY_BYTES, pixel_key
+from shared.identity import pixel_key
 from shared.pixels import MAX_PIXELS
 from shared.views import check_view
 
@@ -142,8 +142,8 @@ class ImagesQuestion:
 
     cache: CacheHandle
     images: Sequence[Pixels]
-    known_keys: NDArray[np.uint8]
-    """Keys of the images, uint8 [B, 32]."""
+    known_keys: Sequence[bytes]
+    """Keys of the images."""
     lane: str = ""
     """See `Question`."""
 
@@ -166,8 +166,7 @@ class ImagesQuestion:
 
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """See `Question`."""
-        joined = self.known_keys.tobytes()
-        return [joined[KEY_BYTES * index : KEY_BYTES * (index + 1)] for index in indices]
+        return [self.known_keys[index] for index in indices]
 
     def pixels(self, indices: Sequence[int]) -> list[Pixels]:
         """See `Question`."""

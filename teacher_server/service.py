@@ -13,7 +13,7 @@ from cache.writer import CacheWriter
 from shared.datasets.base import ImageDataset
 from shared.descriptions import DatasetDescription
 from shared.errors import InputError, TooLargeError, UnknownNameError
-from shared.identity import NAME_PATTERN, pixel_keys
+from shared.identity import NAME_PATTERN, pixel_key
 from shared.outputs import CONSTANTS, OutputForm, beside, check_offered
 from shared.pixels import DECODER
 from shared.teacher import Teacher
@@ -91,7 +91,7 @@ class Service:
         # Opened with the first upload: a cache of one data set stays a cache of one.
         if UPLOADS.name not in self._caches:
             self._caches[UPLOADS.name] = await asyncio.to_thread(self._open, UPLOADS, image=partial(_first, images))
-        keys = await run_beside(sum(image.nbytes for image in images), pixel_keys, images)
+        keys = await run_beside(sum(image.nbytes for image in images), _keys_of, images)
         return ImagesQuestion(cache=self._caches[UPLOADS.name], images=images, known_keys=keys)
 
     def check_count(self, count: int) -> None:
@@ -169,6 +169,10 @@ class Service:
         }
         described = [dataset.description.attributes() for dataset in self.datasets.values()]
         return {"caches": info["caches"], "teachers": [teacher], "datasets": described}
+
+
+def _keys_of(images: Sequence[Pixels]) -> list[bytes]:
+    return [pixel_key(image) for image in images]
 
 
 def _first(images: Sequence[Pixels]) -> Pixels:

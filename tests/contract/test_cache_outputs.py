@@ -42,7 +42,7 @@ from shared.errors import (
     TeachonceError,
 )
 from shared.fake_teacher import FakeTeacher
-from shared.identity import pixel_keys
+from shared.identity import pixel_key
 from shared.outputs import OutputForm
 from shared.teacher import load_teacher
 from shared.wire import CONTENT_TYPE, pack_tensors, unpack_tensors
@@ -439,7 +439,7 @@ def test_gradients_are_computed_for_nobody_who_did_not_pay_for_them(tmp_path: Pa
         kept = {"logits": "float16", **ADDED}
         wide = writer.open_cache(teacher.description, UPLOADS, kept, teacher.forms((8, 8)))
         images = [np.full((8, 8, 3), level, np.uint8) for level in range(5)]
-        uploads = ImagesQuestion(cache=wide, images=images, known_keys=pixel_keys(images))
+        uploads = ImagesQuestion(cache=wide, images=images, known_keys=[pixel_key(image) for image in images])
         rows = RowsQuestion.ask(DATASET, cache=plain, rows=range(4), view=0)
         settings = AnsweringSettings(batch_images=9, max_delay_s=0.2)
         async with Answering(writer, teacher=Watched(), settings=settings) as answering:

@@ -27,7 +27,7 @@ from shared.errors import (
     UnknownNameError,
 )
 from shared.fake_teacher import FakeTeacher
-from shared.identity import pixel_keys
+from shared.identity import pixel_key
 from teacher_server.answering import Answering, Answers
 from teacher_server.fill import fill
 from teacher_server.questions import ImagesQuestion, RowsQuestion
@@ -274,7 +274,7 @@ def test_views_are_rendered_and_the_view_that_is_the_image_costs_nothing(bench: 
 def test_uploads_are_known_by_their_pixels(bench: Bench) -> None:
     uploads = bench.writer.open_cache(bench.teacher.description, UPLOADS)
     images = [bench.dataset.image(1), bench.dataset.image(2), bench.dataset.image(1)]
-    question = ImagesQuestion(cache=uploads, images=images, known_keys=pixel_keys(images))
+    question = ImagesQuestion(cache=uploads, images=images, known_keys=[pixel_key(image) for image in images])
 
     async def story(answering: Answering) -> tuple[Answers, Answers, Answers]:
         first = await answering.answer(question, outputs=("logits",), run="default")
