@@ -1,12 +1,13 @@
 """What keeping, counting and committing cost: `fill` against the bare model in a loop, images per second.
 
-    python benchmarks/fill.py [--teacher zoo:wrn_40_2] [--images 512] [--pairs 7] [--batch 64]
+    python benchmarks/fill.py [--teacher zoo:wrn_40_2] [--images 2048] [--pairs 7] [--batch 64]
 
 Both sides run the same teacher on the same images in this process, in turn. The ratio is taken pair by pair.
 """
 
 import argparse
 import asyncio
+import os
 import shlex
 import statistics
 import sys
@@ -21,6 +22,7 @@ import torch
 
 from cache.writer import CacheWriter
 from shared.datasets.base import ArrayDataset, ImageDataset, Normalisation, SplitFacts
+from shared.malloc import keep_freed_memory
 from shared.teacher import Teacher, load_teacher
 from teacher_server.answering import Answering
 from teacher_server.fill import fill
@@ -83,11 +85,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="zoo:wrn_40_2")
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    # As the command does; both sides have it.
+    keep_freed_memory(os.environ)
     torch.set_num_threads(options.threads)
     teacher = load_teacher(options.teacher, classes=CLASSES, normalisation=STATISTICS)
     images = random_images(options.images)
