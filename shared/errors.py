@@ -204,3 +204,9 @@ class TeacherFailedError(TeachonceError):
 
     code = "teacher_failed"
     status = 500
+
+
+class DeviceLostError(TeacherFailedError):
+    """The teacher's device failed for good: nothing can be asked in this process any more."""
+
+    code = "device_lost"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.begun_answers import BegunAnswers, named_memory
+from shared.begun_answers import BegunAnswers, named_failures
 from shared.devices import pick_device, pick_devices
 from shared.errors import InputError
 from shared.fake_teacher import parse_fake
@@ -100,7 +100,7 @@ class TorchTeacher:
         """Tell the device to answer; on CUDA it works on when this returns, elsewhere all is done by then."""
         about = self.description
         widths = {"logits": about.classes, "features": about.features}
-        with self._turn, named_memory(self.device, images=len(images)):
+        with self._turn, named_failures(self.device, images=len(images)):
             prepared = self._network.preprocessing.resized(images)
             begun = [
                 (places, self._begin([prepared[place] for place in places], outputs=outputs))
@@ -176,7 +176,7 @@ class TorchTeacher:
         # torch takes seconds to import, and fake: teachers start without it.
         from shared.models.compiling import compiled_forward
 
-        with self._turn, named_memory(self.device, images=len(images)), self._computing(()):
+        with self._turn, named_failures(self.device, images=len(images)), self._computing(()):
             pixels_BHW3 = self._transfers.to_device(self._network.preprocessing.resized(images))
             self._fixed[tuple(pixels_BHW3.shape)] = compiled_forward(
                 self._network.model, prepare=self._normalised, example=pixels_BHW3

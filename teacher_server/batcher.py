@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from cache.model_call import ModelCall
-from shared.errors import InputError, TeacherFailedError, TeachonceError
+from shared.errors import DeviceLostError, InputError, TeacherFailedError, TeachonceError
 from shared.replicas import replicas_of
 from shared.teacher import Teacher
 from teacher_server.observer import Observer
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 PART_IMAGES = 32
 """Images that one loading thread takes at a time."""
+MOST_FAILURES = 5
+"""Batches in a row after which a replica is left out, where another works."""
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -102,7 +104,8 @@ class Batcher:
 
     async def run(self) -> None:
         """Work until closed; an exception out of here means that answers can no longer be kept."""
-        workers = [asyncio.create_task(self._work(replica)) for replica in self._replicas]
+        replicas = list(self._replicas)
+        workers = [asyncio.create_task(self._work(replica)) for replica in replicas]
         try:
             for ended in asyncio.as_completed(workers):
                 await ended
@@ -111,14 +114,14 @@ class Batcher:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            for replica in self._replicas:
+            for replica in replicas:
                 replica.close()
             self._load_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, replica: Replica) -> None:
         """Ask one replica about batches until closed."""
         settling: asyncio.Task[None] | None = None
-        while (batch := await self._next()) is not None:
+        while not self._left_out(replica) and (batch := await self._next()) is not None:
             if not batch.items:
                 continue
             asked = [(part, await replica.ask(part.images, outputs=outputs)) for outputs, part in _parts(batch)]
@@ -130,6 +133,16 @@ class Batcher:
             await self._until_wanted(asked[-1][1])
         if settling is not None:
             await settling
+
+    def _left_out(self, replica: Replica) -> bool:
+        """Whether a replica fails where others work; all that fail alike are the model's, and go on."""
+        if replica.failed_in_a_row < MOST_FAILURES or not any(
+            other.is_proven and not other.failed_in_a_row for other in self._replicas
+        ):
+            return False
+        log.error("%s failed %d batches in a row, others work: left out", replica.name, replica.failed_in_a_row)
+        self._replicas.remove(replica)
+        return True
 
     async def _next(self) -> Loaded | None:
         """The next batch: a full one as soon as there is one, else whatever waits; None when closed and empty."""
@@ -207,6 +220,8 @@ class Batcher:
 
     async def _finish(self, replica: Replica, asked: Sequence[tuple[Loaded, Forward]]) -> None:
         """Have what a replica says kept, or tell that it failed."""
+        lost: DeviceLostError | None = None
+        failed = False
         for part, forward in asked:
             try:
                 said = await forward.said
@@ -217,9 +232,13 @@ class Batcher:
                     kind = type(error).__name__
                     message = f"the teacher raised {kind} on a batch of {len(part.items)} images; see the server's log"
                     error = TeacherFailedError(message)
+                lost, failed = error if isinstance(error, DeviceLostError) else lost, True
                 await self._fail(part.items, error, self._call(replica, forward, part=part))
             else:
                 await self._settle(part.items, dict(said), self._call(replica, forward, part=part))
+        replica.note(failed=failed)
+        if lost is not None:
+            raise lost
 
     def _call(self, replica: Replica, forward: Forward, *, part: Loaded) -> ModelCall:
         self._observer.forwarded(len(part.images), seconds=forward.watch.duration_s)

@@ -126,6 +126,7 @@ async def _some(
         counts.teacher_calls += answers.teacher_calls
         counts.computed += answers.computed
     progress(counts)
-    for task in done:
+    # The reason first, then what it did to the others.
+    for task in sorted(done, key=lambda task: isinstance(task.exception(), UnavailableError)):
         task.result()
     return waiting

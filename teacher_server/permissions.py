@@ -38,6 +38,11 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
+def has_route(scope: HttpScope) -> bool:
+    """Whether any route has the path of a request, whatever its method."""
+    return any(route.matches(scope)[0] is not Match.NONE for route in scope["app"].routes)
+
+
 def scopes_for(method: str, path: str) -> tuple[Scope, ...]:
     """Scopes of which one is enough, besides admin; ``path`` is the one that routing uses."""
     for methods, pattern, scopes in RULES:

@@ -42,11 +42,21 @@ class Replica:
         # Waits for the device, so that the thread that feeds it need not.
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix=f"teacher-{number}-waits")
         self._free_s = 0.0
+        self.name = f"replica {number} ({self._device})"
+        self.failed_in_a_row = 0
+        """Batches, since the last that was answered."""
+        self.is_proven = False
+        """Whether it has answered one."""
 
     @property
     def batches(self) -> int:
         """Batches under way that keep it busy: one or two on the device, one loaded, one being committed."""
         return 4 if self._on_device is not None else 3
+
+    def note(self, *, failed: bool) -> None:
+        """Remember how a batch ended."""
+        self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
+        self.is_proven = self.is_proven or not failed
 
     def close(self) -> None:
         """Let the threads end after what they are doing."""

@@ -1,6 +1,8 @@
 """What only CUDA has: batches that overlap, graphs, several devices, memory that does not suffice."""
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,6 +83,27 @@ def test_memory_that_does_not_suffice_fails_the_batch_and_the_next_one_is_answer
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(teacher.answer(images(4))["logits"]) == 4
+
+
+def test_a_device_that_asserts_is_lost_and_one_refused_launch_is_not() -> None:
+    # In a process of its own: nothing there can use the device afterwards.
+    program = """
+import torch
+from shared.begun_answers import named_failures
+from shared.errors import DeviceLostError
+try:
+    with named_failures("cuda:0 any", images=1):
+        raise torch.AcceleratorError("CUDA error: invalid configuration argument")
+except torch.AcceleratorError:
+    print("works")
+try:
+    with named_failures("cuda:0 any", images=1):
+        torch.zeros(3, device="cuda")[torch.tensor([7], device="cuda")].cpu()
+except DeviceLostError:
+    print("lost")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout.split() == ["works", "lost"], ended.stderr
 
 
 @several

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from shared.devices import pick_devices
-from shared.errors import InputError, TeacherFailedError
+from shared.begun_answers import named_failures
+from shared.errors import DeviceLostError, InputError, TeacherFailedError
 from shared.malloc import keep_freed_memory
 from shared.models import compiling
 from shared.models.exact_float32 import ExactFloat32
@@ -126,6 +127,17 @@ def test_memory_that_does_not_suffice_is_told_with_a_remedy(monkeypatch: pytest.
         teacher.answer(images(6))
     with pytest.raises(InputError, match=r"before the first question: .* smaller --batch, such as 32"):
         warm_up(teacher, batch_images=64, partial=True, compiled=True, datasets=[])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a device that does not work")
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("CUDA error: out of memory", TeacherFailedError), ("CUDA error: unspecified launch failure", DeviceLostError)],
+)
+def test_an_error_of_a_device_that_works_no_more_is_no_error_of_one_batch(said: str, kind: type[Exception]) -> None:
+    with pytest.raises(TeacherFailedError, match="cuda:0 H200") as told, named_failures("cuda:0 H200", images=4):
+        raise torch.AcceleratorError(f"{said}\nCUDA kernel errors might be reported later")
+    assert told.type is kind
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache.history_report import describe_history
 from cache.writer import CacheWriter
 from shared.datasets.base import ArrayDataset, SplitFacts
-from shared.errors import BudgetExhaustedError, TeacherFailedError, UnavailableError
+from shared.errors import BudgetExhaustedError, DeviceLostError, TeacherFailedError, UnavailableError
 from shared.fake_teacher import FakeTeacher
 from shared.replicas import ReplicatedTeacher
 from shared.teacher import Teacher
@@ -171,6 +171,67 @@ def test_a_replica_that_raises_harms_only_its_own_batches(bench: Bench, pair: tu
     assert sorted(type(one).__name__ for one in outcomes) == ["Answers", "TeacherFailedError"]
     counts = bench.writer.ledger_counts()
     assert (counts["attempts"], counts["teacher_calls"], counts["reserved"]) == (2, 1, 0)
+
+
+def test_a_replica_that_fails_where_another_works_is_left_out(
+    bench: Bench, pair: tuple[HostTeacher, HostTeacher], caplog: pytest.LogCaptureFixture
+) -> None:
+    met = threading.Event()
+
+    def fail() -> None:
+        # Not before the other one has answered.
+        assert met.wait(timeout=5)
+        raise RuntimeError("this device is broken")
+
+    pair[0].before_answer = fail
+
+    async def story(answering: Answering) -> list[Answers | BaseException]:
+        asked = [asyncio.create_task(bench.ask(answering, row)) for row in range(2)]
+        await until(lambda: bool(pair[0].batches) and any(one.done() for one in asked))
+        met.set()
+        asked += [asyncio.create_task(bench.ask(answering, row)) for row in range(2, 100)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    outcomes = bench.run(ReplicatedTeacher(pair), story, batch=1)
+    failed = sum(isinstance(one, TeacherFailedError) for one in outcomes)
+    # One more may be under way while the fifth is told.
+    assert 5 <= failed == len(pair[0].batches) <= 6
+    assert "replica 0 (cpu) failed" in caplog.text
+
+
+def test_a_model_that_fails_goes_on_being_asked(bench: Bench, pair: tuple[HostTeacher, HostTeacher]) -> None:
+    def fail() -> None:
+        raise RuntimeError("no such image")
+
+    pair[0].before_answer = pair[1].before_answer = fail
+
+    async def story(answering: Answering) -> Answers:
+        asked = [bench.ask(answering, row) for row in range(16)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(one) for one in outcomes} == {TeacherFailedError}
+        pair[0].before_answer = pair[1].before_answer = lambda: None
+        return await bench.ask(answering, 20)
+
+    assert bench.run(ReplicatedTeacher(pair), story, batch=1).teacher_calls == 1
+
+
+def test_a_device_that_is_lost_ends_everything_after_its_batch(bench: Bench) -> None:
+    teacher = HostTeacher("cuda:0")
+
+    def fail() -> None:
+        raise DeviceLostError("cuda:0 answers nothing any more")
+
+    teacher.before_answer = fail
+
+    async def story(answering: Answering) -> None:
+        with pytest.raises(DeviceLostError):
+            await bench.ask(answering, 1, 2)
+        await asyncio.wait_for(answering.died.wait(), timeout=5)
+        with pytest.raises(UnavailableError, match="stopped"):
+            await bench.ask(answering, 3)
+
+    bench.run(teacher, story, batch=4)
+    assert bench.writer.ledger_counts()["attempts"] == 2
 
 
 @pytest.mark.parametrize("place", ["the commit", "loading"])
