@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from shared.devices import pick_devices
 from shared.begun_answers import named_failures
+from shared.devices import pick_devices
 from shared.errors import DeviceLostError, InputError, TeacherFailedError
 from shared.malloc import keep_freed_memory
 from shared.models import compiling
@@ -94,6 +94,23 @@ def test_float32_stays_exact_until_the_last_thread_has_left(in_tf32: tuple[Any, 
         thread.join()
         assert [backend.fp32_precision for backend in in_tf32] == ["ieee", "ieee"]
     assert [backend.fp32_precision for backend in in_tf32] == ["tf32", "tf32"]
+
+
+@pytest.mark.parametrize("legacy", ["highest", "high", "medium"])
+def test_both_ways_to_choose_tf32_agree_within_and_are_as_before_afterwards(legacy: str) -> None:
+    def told() -> tuple[object, ...]:
+        cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cuda.allow_tf32, cudnn.allow_tf32, cuda.fp32_precision
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(legacy)
+    try:
+        chosen = told()
+        with ExactFloat32():
+            assert told() == ("highest", False, False, "ieee")
+        assert told() == chosen
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def images(count: int, *, side: int = 8) -> list[NDArray[np.uint8]]:
