@@ -8,9 +8,13 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 LINE_EVERY_S = 5.0
+TEXT_WIDTH = 80
+"""Characters of all but title and bar, where there are a million images and calls."""
+SHORTEST_BAR, LONGEST_BAR = 10, 40
 
 
 class Counts(Protocol):
@@ -41,7 +45,7 @@ class FillProgress:
         self._began_s = time.monotonic()
         self._line_s = self._began_s
         console = Console(stderr=True)
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = _bar(console, title=title) if console.is_terminal else None
         self._task = self._bar.add_task(title, total=None, rate="", calls="", left="") if self._bar else None
 
     def __enter__(self) -> Self:
@@ -85,17 +89,20 @@ class FillProgress:
         return "no budget" if self._budget_left is None else f"{self._budget_left - counts.teacher_calls} calls left"
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[calls]}"),
-        TextColumn("{task.fields[left]}"),
-        console=console,
-    )
+def _bar(console: Console, *, title: str) -> Progress:
+    """Without room for all: first no bar, then no teacher calls; how far it is and how long it takes always fit."""
+    room = console.width - len(title) - TEXT_WIDTH
+    columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+    if room > SHORTEST_BAR:
+        columns.append(BarColumn(min(LONGEST_BAR, room - 1)))
+    columns += [
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    ]
+    if room >= 0:
+        columns.append(TextColumn("{task.fields[calls]}"))
+    return Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
 
 
 @contextmanager

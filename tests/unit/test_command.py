@@ -1,14 +1,17 @@
 """Commands end with one line and the documented exit code."""
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 import typer
+from rich.console import Console
 
 from shared.command import run_command
 from shared.errors import BudgetExhaustedError, CacheLockedError, InputError, TeachonceError
+from shared.progress import _bar
 
 
 def make_app(error: BaseException | None = None) -> typer.Typer:
@@ -80,3 +83,18 @@ def test_success_is_exit_code_0() -> None:
     with pytest.raises(SystemExit) as exited:
         run_command(make_app(), [])
     assert exited.value.code == 0
+
+
+@pytest.mark.parametrize(("width", "bar", "calls"), [(160, True, True), (100, False, True), (80, False, False)])
+def test_progress_is_one_readable_line_whatever_the_width(width: int, bar: bool, calls: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    progress = _bar(console, title="cifar100/train")
+    fields = {"rate": "2345 images/s", "calls": "1234 teacher calls", "left": "98766 calls left"}
+    progress.add_task("cifar100/train", total=50000, completed=25000, **fields)
+    console.print(progress.get_renderable())
+    line = out.getvalue().strip("\n")
+    assert "\n" not in line
+    assert ("\u2501" in line, "1234 teacher calls" in line) == (bar, calls)
+    always = ("cifar100/train", "25000/50000", "2345 images/s", "-:--:--", "98766 calls left")
+    assert all(text in line for text in always)
