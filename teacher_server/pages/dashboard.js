@@ -125,12 +125,14 @@ async function showFills() {
   table(byId("fills"), {
     label: "Fills", rows: fills, empty: "None.",
     columns: [
-      { name: "Fill", text: (row) => `${row.id}` },
-      { name: "Data set", text: (row) => row.dataset },
-      { name: "State", text: (row) => words(row.state) },
+      { name: "Data set", text: (row) => `${row.dataset}, views ${row.views.length > 40 ? `${row.views.slice(0, 40)}\u2026` : row.views}` },
       { name: "Done", text: (row) => element("span", { class: "used" }, meter(share(row.done, row.total), "cache"), `${count(row.done)} of ${count(row.total)}`) },
+      { name: "State", text: (row) => words(row.state) },
+      { name: "Time left", number: true, text: (row) => duration(row.eta_s) },
+      { name: "Images/s", number: true, text: (row) => rate(row.images_per_s) },
       { name: "Calls", number: true, text: (row) => count(row.teacher_calls) },
       { name: "Run", text: (row) => row.run ?? NONE },
+      { name: "Fill", text: (row) => `${row.id}` },
     ],
   });
 }

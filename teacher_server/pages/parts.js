@@ -1,6 +1,6 @@
 // Tables, bars and charts, made of plain elements; text goes in as text, never as HTML.
 
-import { NONE, count, percent, rate } from "./format.js";
+import { NONE, percent, plural, rate } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HIGH = 100;
@@ -66,9 +66,9 @@ export function batchBars(place, sizes) {
     const name = last === null ? `${first}+` : first === last ? `${first}` : `${first}\u2013${last}`;
     const bar = element("span", { class: "bar", "aria-hidden": "true" });
     bar.style.height = `${Math.max(batches ? 3 : 0, (100 * batches) / most)}%`;
-    const told = element("span", { class: "hidden" }, `${name} images: ${count(batches)} batches`);
+    const told = element("span", { class: "hidden" }, `${name} images: ${plural(batches, "batch", "batches")}`);
     const label = element("span", { class: "label", "aria-hidden": "true" }, last === null ? `${first}+` : `${last}`);
-    return element("li", { title: `${name} images: ${count(batches)} batches` },
+    return element("li", { title: `${name} images: ${plural(batches, "batch", "batches")}` },
       element("span", { class: "well", "aria-hidden": "true" }, bar), label, told);
   }));
 }

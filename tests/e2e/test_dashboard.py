@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on PATH: apt-g
 expect = playwright.expect
 
 HERE = Path(__file__).parent
+LONG_RUN = f"a-long-name-{'x' * 50}"
 CONTRAST = (HERE / "page_contrast.js").read_text()
 """Texts with less than 4.5:1 against what they stand on."""
 ACCESS = (HERE / "page_access.js").read_text()
@@ -51,7 +52,7 @@ def start(
     folder = tmp_path_factory.mktemp("dashboard")
     pictures = make_images(folder / "pictures", count=40)
     return lambda *options: launch_server(
-        folder / "store", "--dataset", f"folder:{pictures}", "--run", "paper=30", *options
+        folder / "store", "--dataset", f"folder:{pictures}", "--run", "paper=30", "--run", LONG_RUN, *options
     )
 
 
@@ -138,13 +139,17 @@ def test_everything_can_be_reached_and_opened_by_keyboard(page: Any) -> None:
 def test_fills_are_listed_with_how_far_they_have_come(server: Any, page: Any) -> None:
     begun = httpx.post(f"{server.url}/v1/fills", json={"dataset": "pictures/train", "rows": [0, 1, 2]})
     assert begun.status_code == 202
-    expect(page.locator("#fills tr", has_text="pictures/train")).to_contain_text("3 of 3")
+    expect(page.locator("#fills tr", has_text="pictures/train")).to_contain_text("pictures/train, views 03 of 3")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable_on_a_phone_in_both_schemes(browser: Browser, scheme: str) -> None:
     page = browser.open("/", width=320, scheme=scheme)
-    expect(page.locator("#runs table")).to_be_visible()
+    long_name = page.locator("#runs th", has_text="a-long-name")
+    expect(long_name).to_be_visible()
+    # The figure beside the name can be seen.
+    assert long_name.evaluate("cell => cell.nextElementSibling.getBoundingClientRect().right < 320")
+    assert long_name.evaluate("cell => cell.getBoundingClientRect().width > 90")
     assert page.evaluate("document.documentElement.scrollWidth") == 320
     assert page.evaluate("document.querySelector('#runs .scroll').scrollWidth > 320")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
@@ -200,6 +205,9 @@ def test_who_logs_in_sees_the_dashboard_and_may_log_out(
     page.get_by_role("button", name="Log in").click()
     expect(page.locator("#state")).to_have_text("Ready")
     expect(page.locator("#owners")).to_contain_text("Owner")
+    page.set_viewport_size({"width": 360, "height": 800})
+    below = "logout.getBoundingClientRect().top - document.querySelector('nav').getBoundingClientRect().top"
+    assert abs(page.evaluate(below)) < 12
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_label("API key")).to_be_visible()
     page.close()
