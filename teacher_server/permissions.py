@@ -7,8 +7,8 @@ from teacher_server.keys import ApiKey, Scope
 
 PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """How it is, asked every few seconds: answered even where there is no room for anybody else."""
-OPEN_PATHS = PROBES | {"/login", "/logout"}
-"""Answered without a key: probes carry none, and who logs in has none yet."""
+OPEN_PATHS = PROBES | {"/login", "/logout", "/favicon.ico"}
+"""Answered without a key: probes carry none, who logs in has none yet, and browsers ask for a picture on their own."""
 OPEN_FOLDER = "/assets/"
 """What the pages are made of: the same for everyone, and holds nothing about this server."""
 LOOK = frozenset({"GET", "HEAD"})

@@ -78,6 +78,12 @@ async def asset(request: Request, name: str) -> Response:
     return _send(request, read_asset(name, *ASSETS[name]), policy=POLICY)
 
 
+@router.get("/favicon.ico", include_in_schema=False)
+async def favicon(request: Request) -> Response:
+    """What browsers ask for whatever the page says; they take the type from the header."""
+    return await asset(request, "favicon.svg")
+
+
 def _send(request: Request, asset: Asset, *, policy: str) -> Response:
     headers: Mapping[str, str] = {**HEADERS, "etag": asset.etag, "content-security-policy": policy}
     if request.headers.get("if-none-match") == asset.etag:

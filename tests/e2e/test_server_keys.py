@@ -234,6 +234,7 @@ def test_a_browser_logs_in_looks_and_is_out_when_its_key_ends(keys: Keys) -> Non
         for path in ("/", "/docs"):
             sent = browser.get(path)
             assert (sent.status_code, sent.headers["location"]) == (303, "/login")
+        assert browser.get("/favicon.ico").headers["content-type"].startswith("image/svg+xml")
         page = browser.get("/login")
         assert page.status_code == 200
         assert 'autocomplete="current-password"' in page.text
