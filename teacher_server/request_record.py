@@ -17,6 +17,8 @@ QUIET_ROUTES = frozenset(
 """Asked every few seconds by machines and pages: told at level debug while all is well."""
 MOST_CHARACTERS = 300
 """Of an error's message in the log."""
+MOST_PATH_CHARACTERS = 100
+"""Of a path that no route was found for; whoever writes the line escapes it."""
 
 
 class RequestRecorder:
@@ -60,6 +62,7 @@ class RequestRecorder:
             "request_id": state.get("request_id"),
             "method": scope["method"],
             "route": route,
+            "path": scope["path"][:MOST_PATH_CHARACTERS] if route is None else None,
             "status": status,
             "ms": round(seconds * 1000, 3),
             "images": state.get("images"),

@@ -147,7 +147,7 @@ def test_a_request_is_one_line_with_what_is_needed_to_find_it(tmp_path: Path, ca
         await client.post("/v1/images?outputs=logits", content=png(1), headers={"x-request-id": "find-me"})
         await client.post("/v1/images?run=no%1b%5b2J", content=png(2), headers={"authorization": "Bearer secret"})
         await client.get("/readyz")
-        await client.get("/v1/ledger", headers={"host": "evil.example"})
+        await client.get(f"/v1/led%0Ager{'x' * 200}?key=secret", headers={"host": "evil.example"})
 
     with caplog.at_level(logging.INFO, logger="teacher_server"):
         with_clients(tmp_path, story)
@@ -166,6 +166,8 @@ def test_a_request_is_one_line_with_what_is_needed_to_find_it(tmp_path: Path, ca
     assert "unknown run" in unknown["error"]
     assert (refused["status"], refused["code"]) == (400, "bad_request")
     assert len(refused["request_id"]) == 16
+    assert refused["path"] == f"/v1/led\nger{'x' * 89}"
+    assert "path" not in told
 
     lines = [TextLines().format(record) for record in requests]
     assert "request_id=find-me method=POST route=/v1/images status=200" in lines[0]
