@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -142,7 +143,7 @@ def serve(
         download=download,
         view_policy=view_policy,
         outputs=_kept(outputs, dtype=dtype),
-        budgets=RunBudgets(whole=budget, runs=dict(_run_budget(text) for text in run or ())),
+        budgets=RunBudgets(whole=budget, runs=_run_budgets(run or ())),
         ready=lambda url: print(f"listening on {url}", flush=True),
     )
     if signal.SIGINT in signals:
@@ -323,6 +324,16 @@ def _added(
     kept = _kept(f"logits,{added}", dtype=dtype) or {}
     del kept["logits"]
     return kept
+
+
+def _run_budgets(texts: Sequence[str]) -> dict[str, int | None]:
+    """Runs with their budgets, each named once."""
+    runs: dict[str, int | None] = {}
+    for name, budget in map(_run_budget, texts):
+        if name in runs:
+            raise InputError(f"--run names {name[:80]!r} twice; give each run once")
+        runs[name] = budget
+    return runs
 
 
 def _run_budget(text: str) -> tuple[str, int | None]:

@@ -105,10 +105,18 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
     Raises `InputError` where ``options.classes`` is not the width of its logits.
     """
     if options.spec.startswith(FAKE_PREFIX):
-        if options.weights is not None or options.classes is not None or options.compiled:
-            raise InputError(
-                f"{options.spec[:80]} has no weights and says its classes itself: drop --weights, --classes, --compile"
-            )
+        ignored = {
+            "--weights": options.weights is not None,
+            "--classes": options.classes is not None,
+            "--device": options.device not in ("auto", "cpu"),
+            "--precision": options.precision != "float32",
+            "--threads": options.threads is not None,
+            "--compile": options.compiled,
+            "--trust-export": options.trust_export,
+        }
+        if any(ignored.values()):
+            drop = ", ".join(name for name, given in ignored.items() if given)
+            raise InputError(f"{options.spec[:80]} has no weights, device or classes to choose: drop {drop}")
         return load_teacher(options.spec)
     _limit_threads(options.threads, replicas=max(1, options.device.replace(" ", "").split(",").count("cpu")))
     first = datasets[0] if datasets else None

@@ -287,7 +287,7 @@ BAD = {
     "a run that is no name": (("--run", "A B"), "run"),
     "sample and rows": (("--sample", "1", "--rows", "ROWS"), "one of them"),
     "weights of a teacher without": (("--weights", "w.safetensors"), "drop --weights"),
-    "classes of a teacher that has its own": (("--classes", "3"), "drop --weights, --classes"),
+    "classes of a teacher that has its own": (("--classes", "3"), "drop --classes"),
     "an unknown device": (("--teacher", "zoo:resnet8", "--device", "tpu"), "cuda"),
 }
 
