@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import (
+    ForbiddenError,
     InputError,
     SlowBodyError,
     TeachonceError,
@@ -18,7 +19,7 @@ from shared.errors import (
     UnsupportedTypeError,
 )
 from teacher_server.access import Access, wants_login
-from teacher_server.permissions import PROBES, check_permission, is_open
+from teacher_server.permissions import PROBES, check_permission, has_route, is_open
 from teacher_server.replies import error_reply
 from teacher_server.request_record import note_error
 from teacher_server.settings import ServerSettings, is_loopback
@@ -82,7 +83,12 @@ class Guard:
         if not is_open(path):
             key = await self.access.caller(scope)
             scope["state"].update(key=key, owner=key.name)
-            check_permission(key, method=scope["method"], path=path)
+            try:
+                check_permission(key, method=scope["method"], path=path)
+            except ForbiddenError:
+                # Where there is nothing, there is nothing to forbid: routing says so.
+                if has_route(scope):
+                    raise
         self._check_body_headers(path, headers=headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:

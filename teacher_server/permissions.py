@@ -2,6 +2,9 @@
 
 import re
 
+from starlette.routing import Match
+from starlette.types import Scope as HttpScope
+
 from shared.errors import ForbiddenError
 from teacher_server.keys import ApiKey, Scope
 
