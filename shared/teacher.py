@@ -172,15 +172,16 @@ class TorchTeacher:
         return self._recorder
 
     def _fix(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Compile the network for a batch of this shape."""
+        """Compile the network for a batch of this shape, once."""
         # torch takes seconds to import, and fake: teachers start without it.
         from shared.models.compiling import compiled_forward
 
         with self._turn, named_failures(self.device, images=len(images)), self._computing(()):
             pixels_BHW3 = self._transfers.to_device(self._network.preprocessing.resized(images))
-            self._fixed[tuple(pixels_BHW3.shape)] = compiled_forward(
-                self._network.model, prepare=self._normalised, example=pixels_BHW3
-            )
+            shape = tuple(pixels_BHW3.shape)
+            if shape not in self._fixed:
+                model = self._network.model
+                self._fixed[shape] = compiled_forward(model, prepare=self._normalised, example=pixels_BHW3)
 
     def _begin(self, images: list[NDArray[np.uint8]], *, outputs: Sequence[str]) -> OnTheirWay:
         """Answers of images of one size; behind them may be those of copies of the last image."""

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,14 @@ def test_a_compiled_teacher_fills_batches_up_and_drops_what_filled_them(quick_co
     assert len(teacher.answer(images(3, side=12))["logits"]) == 3
     assert len(teacher.answer(images(3), ["maps.0"])["maps.0"]) == 3
     assert quick_compiler == []
+
+
+def test_a_network_of_one_batch_size_is_compiled_once(quick_compiler: list[int]) -> None:
+    teacher = load(compiled=True)
+    teacher._network = replace(teacher._network, batch=4)
+    teacher.warm_up((1, 8), size=(8, 8))
+    # Compiled, then one blank batch of 1 and two that hold 8.
+    assert quick_compiler == [4] * (1 + 1 + 2)
 
 
 def test_what_cannot_be_compiled_is_refused_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
