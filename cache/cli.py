@@ -297,3 +297,7 @@ def _weights(given: str | None) -> str | None:
 def main() -> None:
     """Entry point of ``logit-cache``."""
     run_command(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,8 @@
 """Every command and every sub-command explains itself."""
 
 import importlib
+import runpy
+import sys
 
 import pytest
 import typer
@@ -40,3 +42,12 @@ def test_every_option_says_what_it_is(module: str, command: tuple[str, ...]) -> 
         if getattr(parameter, "help", "x") in (None, "") and parameter.name != "help"
     ]
     assert silent == []
+
+
+def test_the_cache_tools_run_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["logit-cache", "--help"])
+    monkeypatch.delitem(sys.modules, "cache.cli", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("cache.cli", run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert "Usage" in capsys.readouterr().out
