@@ -10,6 +10,7 @@ from pathlib import Path
 from cache.atomic_file import disk_full_named, make_folders, sync_folder
 from cache.layout import PARTIAL
 from cache.payer import LOCAL_OWNER
+from shared.errors import InputError
 from teacher_server.key_file import Entry, read_entries, read_keys
 
 log = logging.getLogger(__name__)
@@ -18,13 +19,17 @@ PRIVATE = 0o600
 
 
 @contextmanager
-def editing(path: Path) -> Iterator[list[Entry]]:
+def editing(path: Path, *, make_folder: bool = False) -> Iterator[list[Entry]]:
     """The lines of a file, to be changed in place; written when the block ends, while no other process may.
 
     A file that is not there begins empty. Raises `InputError`, `StorageError` and `DiskFullError`.
     """
     # What a link points to is replaced, not the link.
     path = path.resolve()
+    if make_folder:
+        make_folders(path.parent)
+    elif not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to keep API keys in; make it first, or name another file")
     with _locked(path):
         entries = read_entries(path) if path.exists() else []
         before = list(entries)
@@ -36,7 +41,7 @@ def editing(path: Path) -> Iterator[list[Entry]]:
 def prepare_key_file(path: Path) -> None:
     """Make a missing file, without keys, and say in the log what is wrong with one; raises `InputError`."""
     if not path.exists():
-        with editing(path):
+        with editing(path, make_folder=True):
             pass
     keys = read_keys(path)
     if path.stat().st_mode & 0o077:
@@ -50,7 +55,6 @@ def prepare_key_file(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    make_folders(path.parent)
     lock = path.with_name(f"{path.name}.lock")
     with disk_full_named(lock):
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)

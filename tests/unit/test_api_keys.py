@@ -104,11 +104,17 @@ def test_a_name_is_given_once_and_a_missing_one_is_an_error(tmp_path: Path) -> N
     assert (tmp_path / "keys").read_bytes() == before
 
 
+def test_a_folder_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"no folder {tmp_path}/mistyped "):
+        make(name="ada", file=tmp_path / "mistyped" / "keys")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_keys_made_at_the_same_time_are_all_there(tmp_path: Path) -> None:
     names = [f"key-{number}" for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: make(name=name, file=tmp_path / "new" / "keys"), names))
-    assert sorted(key.name for key in read_keys(tmp_path / "new" / "keys")) == sorted(names)
+        list(pool.map(lambda name: make(name=name, file=tmp_path / "keys"), names))
+    assert sorted(key.name for key in read_keys(tmp_path / "keys")) == sorted(names)
 
 
 def test_a_server_makes_a_missing_file_and_says_what_is_wrong_with_one(
