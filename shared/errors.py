@@ -113,6 +113,13 @@ class IdentityError(InputError):
     status = 409
 
 
+class DatasetFailedError(InputError):
+    """A user's own data set failed on a row: no mistake of whoever asks a server about it."""
+
+    code = "dataset_failed"
+    status = 500
+
+
 class AnswerError(InputError):
     """A teacher's answer that must not be kept: not finite, of the wrong shape, or too large for its dtype."""
 

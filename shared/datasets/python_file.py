@@ -3,6 +3,7 @@
 The set may have ``classes`` (names) and ``view_policy``; images are PIL images or uint8 arrays [H, W, 3] or [H, W].
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from shared.datasets.base import ImageDataset, ItemDataset, SplitFacts
 from shared.datasets.items import item_classes, item_labels, item_pixels
 from shared.datasets.source import SplitSource
-from shared.errors import InputError
+from shared.errors import DatasetFailedError, InputError
 from shared.user_code import UserCode, run_file
 from shared.view_policy import DEFAULT_POLICY, read_policy
+
+log = logging.getLogger(__name__)
 
 
 class PythonSource(SplitSource):
@@ -46,7 +49,17 @@ class PythonSource(SplitSource):
 
 
 def _read_item(items: Any, row: int, *, file: str) -> NDArray[np.uint8]:
-    with UserCode(file):
-        image = items[row][0]
-    with UserCode(f"{file}: row {row}"):
-        return item_pixels(image)
+    # The name alone, and nothing that the code said: a server's callers hear this too.
+    name = Path(file).name
+    try:
+        with UserCode(file):
+            image = items[row][0]
+    except InputError as error:
+        log.error("row %d: %s", row, error)
+        kind = type(error.__cause__).__name__
+        raise DatasetFailedError(f"{name}: row {row} failed with {kind}; the log says where") from error
+    try:
+        with UserCode(f"{name}: row {row}"):
+            return item_pixels(image)
+    except InputError as error:
+        raise DatasetFailedError(str(error)) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.datasets.spec import open_dataset, open_splits
-from shared.errors import InputError, RowRangeError
+from shared.errors import DatasetFailedError, InputError, RowRangeError
 
 GOOD = """
 import numpy as np
@@ -100,6 +100,27 @@ def test_a_bad_image_of_the_users_is_named_with_its_row(tmp_path: Path) -> None:
     dataset = open_dataset(f"python:{path}:make/train")
     with pytest.raises(InputError, match=r"mistake\.py: row 2: an image must be uint8 .*got float64 \[2, 2, 3\]"):
         dataset.image(2)
+
+
+def test_a_row_that_the_users_code_fails_on_is_told_without_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mistake.py"
+    path.write_text(
+        "from pathlib import Path\n"
+        "class Set(list):\n"
+        "    def __getitem__(self, row):\n"
+        "        if Path(__file__).with_name('gone').exists(): raise OSError(f'{__file__} is gone')\n"
+        "        return None, 0\n"
+        "def make(split):\n    return Set([1, 2])\n"
+    )
+    dataset = open_dataset(f"python:{path}:make/train")
+    (tmp_path / "gone").touch()
+    with pytest.raises(DatasetFailedError) as raised:
+        dataset.image(1)
+    assert raised.value.status == 500
+    assert str(raised.value) == "mistake.py: row 1 failed with OSError; the log says where"
+    assert f"{path} (line 4) failed with OSError: {path} is gone" in caplog.text
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
