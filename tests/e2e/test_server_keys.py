@@ -244,7 +244,9 @@ def test_a_browser_logs_in_looks_and_is_out_when_its_key_ends(keys: Keys) -> Non
             assert 'name="key"' in again.text
             assert wrong == "" or wrong not in again.text
         for answer in (page, again):
-            assert answer.headers["content-security-policy"] == "default-src 'self'; frame-ancestors 'none'"
+            assert answer.headers["content-security-policy"] == (
+                "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+            )
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["referrer-policy"] == "no-referrer"
             assert answer.headers["cache-control"] == "no-store"
