@@ -2,7 +2,7 @@
 
 What uvicorn 0.54 leaves open (read in ``uvicorn/protocols/http/httptools_impl.py``): headers may take for ever and
 grow without end, trailers become headers, any number of requests may wait behind one, and who never reads an answer
-keeps it in memory.
+keeps it in memory. Where the client leaves, only the newest request is told, not the one that is being answered.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from shared.errors import InputError, LongHeadersError, SlowBodyError, TeachonceError, TooLargeError, UnavailableError
@@ -53,6 +53,8 @@ class Connection(HttpToolsProtocol):
         self._in_message = self._in_head = self._completed = False
         self._framing_bytes = self._block_bytes = self._body_bytes = self._header_bytes = 0
         self._refusal: TeachonceError | None = None
+        self._answering: RequestResponseCycle | None = None
+        """The request whose turn it is; uvicorn's ``cycle`` is the newest."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """A client is there."""
@@ -64,6 +66,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client, or we, left."""
         self._crowd.leave(self)
+        self.pipeline.clear()
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -118,6 +124,8 @@ class Connection(HttpToolsProtocol):
         self._crowd.works(self)
         self.scope["state"]["crowded"] = crowded = self._crowd.full
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
         self._in_head = False
         if crowded:
             self.cycle.keep_alive = False
@@ -136,7 +144,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer was written; the next request is due."""
         self._since_s = self.loop.time()
-        if not self.pipeline:
+        # The oldest is on the right.
+        self._answering = self.pipeline[-1][0] if self.pipeline else None
+        if self._answering is None:
             self._crowd.waits(self)
         super().on_response_complete()
 

@@ -34,6 +34,7 @@ HEAD = b"POST /v1/logits HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicatio
 GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /v1/ledger HTTP/1.1\r\nHost: localhost\r\n"
+EVENTS = GET.replace(b"ledger", b"status/events")
 WAIT_S = 10
 
 
@@ -379,6 +380,20 @@ def test_uploads_beyond_the_room_are_refused_before_they_are_read_and_the_room_c
         for raw in holding:
             raw.close()
     until(lambda: target.send(head + CLOSE + bytes(1_000_000)).statuses == [400])
+
+
+def test_who_leaves_a_stream_makes_room_whatever_was_asked_behind_it(target: Target) -> None:
+    url = f"{target.server.url}/v1/status/events"
+    for _ in range(64):  # as many as may watch
+        with target.connect() as raw:
+            raw.sendall(EVENTS + b"\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 200 ")
+
+    def welcome() -> bool:
+        with httpx.stream("GET", url) as reply:
+            return reply.status_code == 200
+
+    until(welcome)
 
 
 @pytest.mark.parametrize("sent", [b"", GET, GOOD[:-1], GOOD, CHUNKED + b"5\r\nab", GOOD * 20])
