@@ -27,6 +27,8 @@ from teacher_server.uploads import Hold, Uploads
 
 COMPRESSED_PATHS = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """Routes that inflate a body themselves, within the limit of a plain one."""
+OPEN_BODY_BYTES = 4096
+"""Of a request that needs no key, such as a login: who has none gets no room for uploads."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 HOST_PATTERN = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?$")
 REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
@@ -50,7 +52,7 @@ class Guard:
         request_id = _request_id(_values(headers, b"x-request-id"))
         hold = Hold(self.uploads)
         scope.setdefault("state", {}).update(request_id=request_id, hold=hold)
-        body = LimitedBody(receive, settings=self.settings, hold=hold)
+        body = LimitedBody(receive, settings=self.settings, max_bytes=self._most_bytes(scope["path"]), hold=hold)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -106,17 +108,20 @@ class Guard:
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
         if encodings and not COMPRESSED_PATHS.fullmatch(path):
             raise _unsupported_encoding(encodings)
-        if _declared_bytes(headers) > self.settings.max_body_bytes:
-            raise _too_large(self.settings.max_body_bytes)
+        if _declared_bytes(headers) > self._most_bytes(path):
+            raise _too_large(self._most_bytes(path))
+
+    def _most_bytes(self, path: str) -> int:
+        return OPEN_BODY_BYTES if is_open(path) else self.settings.max_body_bytes
 
 
 class LimitedBody:
     """A request body that is cut off where it grows too large or too slow, whatever its headers said."""
 
-    def __init__(self, receive: Receive, *, settings: ServerSettings, hold: Hold) -> None:
+    def __init__(self, receive: Receive, *, settings: ServerSettings, max_bytes: int, hold: Hold) -> None:
         self._receive = receive
         self._settings = settings
-        self._max_bytes = settings.max_body_bytes
+        self._max_bytes = max_bytes
         self._hold = hold
         self._began_s = asyncio.get_running_loop().time()
         self._size_bytes = self._admitted_bytes = 0
@@ -190,6 +195,8 @@ def _request_id(given: list[bytes]) -> str:
 
 
 def _too_large(limit: int) -> TooLargeError:
+    if limit == OPEN_BODY_BYTES:
+        return TooLargeError(f"the body is over {limit} bytes, more than this path takes; send less")
     return TooLargeError(f"the body is over {limit} bytes; send several smaller requests, or raise --max-body-mb")
 
 

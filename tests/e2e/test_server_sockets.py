@@ -382,6 +382,15 @@ def test_uploads_beyond_the_room_are_refused_before_they_are_read_and_the_room_c
     until(lambda: target.send(head + CLOSE + bytes(1_000_000)).statuses == [400])
 
 
+@pytest.mark.parametrize("path", [b"/login", b"/logout", b"/healthz", b"/assets/style.css"])
+def test_who_needs_no_key_gets_no_room_for_uploads(target: Target, path: bytes) -> None:
+    asked = b"POST %b HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n" + CLOSE
+    refused = target.send(asked % (path, 4097))
+    assert (refused.statuses, refused.error["code"]) == ([413], "too_large")
+    assert "4096 bytes" in refused.error["error"]
+    assert target.send(asked % (path, 4096) + bytes(4096)).statuses != [413]
+
+
 def test_who_leaves_a_stream_makes_room_whatever_was_asked_behind_it(target: Target) -> None:
     url = f"{target.server.url}/v1/status/events"
     for _ in range(64):  # as many as may watch
