@@ -19,7 +19,7 @@ from shared.errors import (
     UnsupportedTypeError,
 )
 from teacher_server.access import Access, wants_login
-from teacher_server.permissions import PROBES, check_permission, has_route, is_open
+from teacher_server.permissions import LOOK, PROBES, check_permission, has_route, is_open
 from teacher_server.replies import error_reply
 from teacher_server.request_record import note_error
 from teacher_server.settings import ServerSettings, is_loopback
@@ -91,7 +91,7 @@ class Guard:
                 # Where there is nothing, there is nothing to forbid: routing says so.
                 if has_route(scope):
                     raise
-        self._check_body_headers(path, headers=headers)
+        self._check_body_headers(scope["method"], path, headers=headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:
         match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
@@ -104,7 +104,10 @@ class Guard:
         if is_loopback(self.settings.host) or self.access.ring is None:
             raise InputError(f"this server is not {name[:80]!r}; add --allowed-host {name[:80]} if it should be")
 
-    def _check_body_headers(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_body_headers(self, method: str, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
+        # It would be held, or waited for, as long as an answer that does not end.
+        if method in LOOK and (_declared_bytes(headers) or _values(headers, b"transfer-encoding")):
+            raise InputError(f"{method} takes no body; send it without one, and what to ask in the path and the query")
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
         if encodings and not COMPRESSED_PATHS.fullmatch(path):
             raise _unsupported_encoding(encodings)

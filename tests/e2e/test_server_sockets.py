@@ -228,7 +228,10 @@ FINE: dict[str, tuple[tuple[bytes, ...], list[int]]] = {
     "chunks with extensions": ((CHUNKED + chunk(BODY, extension=b";a=b"), b"0\r\n\r\n" + GET + CLOSE), [200, 200]),
     "two requests at once": ((GOOD + GET + CLOSE,), [200, 200]),
     "a body longer than said": ((GOOD + b"more" + GET + CLOSE,), [200]),
-    "a body where none is read": ((GET + b"Content-Length: 4\r\n\r\nmore" + GET + CLOSE,), [200, 200]),
+    "a body where none is read": ((GET + b"Content-Length: 4\r\n\r\nmore" + GET + CLOSE,), [400, 200]),
+    "no body where none is read": ((GET + b"Content-Length: 0\r\n\r\n" + GET + CLOSE,), [200, 200]),
+    "a stream with a body that never comes": ((EVENTS + b"Content-Length: 1000\r\n" + CLOSE,), [400]),
+    "a stream with chunks that never come": ((EVENTS + b"Transfer-Encoding: chunked\r\n" + CLOSE,), [400]),
     "a smuggled request": (
         (HEAD + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GOOD + CLOSE,),
         [400],
@@ -306,7 +309,7 @@ def drip(raw: socket.socket, data: bytes) -> Reply:
         (CHUNKED, b"1\r\nx\r\n", [408]),
         (CHUNKED + b"1", b";e", [408]),
         # A body that nobody waits for any more, and what follows an upgrade.
-        (GET.replace(b"ledger", b"nothing") + b"Content-Length: 1000\r\n\r\n", b"x", [404]),
+        (HEAD.replace(b"logits", b"nothing") + b"Content-Length: 1000\r\n\r\n", b"x", [404]),
     ],
     ids=["headers", "empty lines", "a body", "chunks", "an extension", "a refused body"],
 )
