@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import cookie_parser
 from starlette.types import Scope as AsgiScope
 
-from shared.errors import ForbiddenError, UnauthorizedError
+from shared.errors import ForbiddenError, TeachonceError, UnauthorizedError
 from teacher_server.key_ring import KeyRing
 from teacher_server.keys import ANYONE, ApiKey, find_key
 from teacher_server.permissions import LOOK
@@ -28,6 +28,15 @@ class Access:
         if self.ring is None:
             return ANYONE
         return await self._by_header(scope) or await self._by_session(scope)
+
+    async def still_counts(self, scope: AsgiScope) -> bool:
+        """Whether who was let in may still read on: asked again and again where an answer takes long."""
+        before: ApiKey = scope["state"]["key"]
+        try:
+            now = await self.caller(scope)
+        except TeachonceError:
+            return False
+        return (now.name, now.scopes) == (before.name, before.scopes)
 
     async def find(self, secret: bytes) -> ApiKey | None:
         """The key that ``secret`` is."""

@@ -66,7 +66,7 @@ async def fill_events(request: Request, fill_id: str) -> Response:
     await request.body()
     # The second header is for nginx, which would collect the events and send them together.
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(fill), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(fill, request=request), media_type="text/event-stream", headers=headers)
 
 
 @router.delete("/{fill_id}", **documented(FillStatus, errors=(404, 504)))
@@ -78,8 +78,11 @@ async def cancel_fill(request: Request, fill_id: str) -> Response:
     return JsonReply(fill.status().model_dump())
 
 
-async def _events(fill: RunningFill) -> AsyncIterator[str]:
+async def _events(fill: RunningFill, *, request: Request) -> AsyncIterator[str]:
     async for status in fill.watch():
+        # A key that was revoked meanwhile reads no further.
+        if not await request.app.state.access.still_counts(request.scope):
+            return
         if status is None:
             yield ": still here\n\n"
         else:

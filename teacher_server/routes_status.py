@@ -47,7 +47,8 @@ async def watch(request: Request) -> Response:
     state = request.app.state
     if len(state.watchers) >= MOST_WATCHERS:
         raise UnavailableError(f"{MOST_WATCHERS} clients are watching already; ask GET /v1/status now and then")
-    return EventStream(_events(state.status, stopping=state.stopping), watchers=state.watchers)
+    events = _events(state.status, stopping=state.stopping)
+    return EventStream(_while_allowed(events, request=request), watchers=state.watchers)
 
 
 class EventStream(StreamingResponse):
@@ -66,6 +67,14 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._watchers.discard(self)
+
+
+async def _while_allowed(events: AsyncIterator[bytes], *, request: Request) -> AsyncIterator[bytes]:
+    """Events until the key that they were asked with, or its session, ends."""
+    async for event in events:
+        if not await request.app.state.access.still_counts(request.scope):
+            return
+        yield event
 
 
 async def _events(status: Status, *, stopping: asyncio.Event) -> AsyncIterator[bytes]:

@@ -4,7 +4,9 @@ import io
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,9 @@ def keys(
     folder = tmp_path_factory.mktemp("keys")
     pictures = make_images(folder / "pictures", count=40)
     file, made = folder / "own" / "keys", []
-    server = launch_server(folder / "store", "--dataset", f"folder:{pictures}", "--api-key-file", str(file))
+    # So slow that a fill of many views is still at work when a key ends.
+    options = ("--dataset", f"folder:{pictures}", "--api-key-file", str(file), "--batch", "8")
+    server = launch_server(folder / "store", *options, forward_s=0.02)
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("", 0o600)
     assert "teacher-server key make" in server.log.read_text()
 
@@ -290,3 +294,30 @@ def test_a_browser_logs_in_looks_and_is_out_when_its_key_ends(keys: Keys) -> Non
         assert browser.get("/v1/ledger").status_code == 200
         keys.revoke("web")
         assert refused(browser.get("/v1/ledger"))
+
+
+def test_a_stream_ends_with_the_key_or_the_session_that_it_was_asked_with(keys: Keys) -> None:
+    url, admin, ending = keys.server.url, keys.make("stays", "--scope", "admin"), keys.make("ends")
+    fill = keys.ask(ending, "POST", "/v1/fills", json={"dataset": "pictures/train", "views": "1-100"}).json()["id"]
+    header = {"authorization": f"Bearer {ending}"}
+    with httpx.Client(base_url=url, timeout=10) as browser, ExitStack() as streams:
+
+        def watch(path: str, headers: dict[str, str]) -> Iterator[str]:
+            lines = streams.enter_context(browser.stream("GET", path, headers=headers)).iter_lines()
+            assert any(line.startswith("data: ") for line in lines)
+            return lines
+
+        browser.post("/login", data={"key": admin})
+        cookie = {"cookie": f"teachonce_session={browser.cookies['teachonce_session']}"}
+        watched = [
+            watch("/v1/status/events", header),
+            watch(f"/v1/fills/{fill}/events", header),
+            watch("/v1/status/events", cookie),
+        ]
+        keys.revoke("ends")
+        browser.post("/logout")
+        # What was on its way before is read; then nothing more.
+        for lines in watched:
+            assert len(list(islice((line for line in lines if line.startswith("data: ")), 2))) <= 1
+    state = keys.ask(admin, "DELETE", f"/v1/fills/{fill}").json()["state"]
+    assert state == "cancelled"
