@@ -13,9 +13,12 @@ class JoinedWrites(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._pieces: list[bytes] = []
+        self.written_bytes = 0
+        """In all, sent or not."""
 
     def write(self, data: Any) -> None:
         """See `asyncio.WriteTransport`."""
+        self.written_bytes += len(data)
         if len(data) > LARGE_BYTES:
             self._flush()
             self._transport.write(data)

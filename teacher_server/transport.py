@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
         self._since_s = 0.0
         """When it began to wait for a request."""
         self._stuck: tuple[float, int] | None = None
-        """Since when an answer waits to be read, and how much of it did then."""
+        """Since when an answer waits to be read, and how many bytes of all answers had been read by then."""
         self._in_message = self._in_head = self._completed = False
         self._framing_bytes = self._block_bytes = self._body_bytes = self._header_bytes = 0
         self._refusal: TeachonceError | None = None
@@ -58,7 +58,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """A client is there."""
-        super().connection_made(JoinedWrites(transport))
+        self._writes = JoinedWrites(transport)
+        super().connection_made(self._writes)
         self._since_s = self.loop.time()
         if not self._crowd.join(self):
             self._refuse(UnavailableError("too many connections; ask again in a moment"))
@@ -172,13 +173,15 @@ class Connection(HttpToolsProtocol):
 
     def _look_at_reader(self, now_s: float) -> None:
         settings = self._crowd.settings
-        since_s, before_bytes = self._stuck or (now_s, self.unread_bytes)
+        # Not by what is left to read: the next answer may follow at once.
+        read_bytes = self._writes.written_bytes - self.unread_bytes
+        since_s, before_bytes = self._stuck or (now_s, read_bytes)
         if now_s - since_s < settings.stuck_reader_s:
             self._stuck = since_s, before_bytes
-        elif before_bytes - self.unread_bytes < settings.min_bytes_per_s * (now_s - since_s):
+        elif read_bytes - before_bytes < settings.min_bytes_per_s * (now_s - since_s):
             self.transport.abort()
         else:
-            self._stuck = now_s, self.unread_bytes
+            self._stuck = now_s, read_bytes
 
     def _refused(self, error: TeachonceError) -> TeachonceError:
         """To be raised out of the parser's callbacks, which wraps it."""
