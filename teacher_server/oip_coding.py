@@ -57,7 +57,7 @@ def _inflate_step(stream: "zlib._Decompress", body: bytes, *, step_bytes: int, h
     return part
 
 
-def deflate(body: bytes, *, coding: str) -> bytes:
+def deflate(body: bytes | memoryview, *, coding: str) -> bytes:
     """``body`` compressed; equal bytes for equal bytes, so no time of day is written."""
     return gzip.compress(body, LEVEL, mtime=0) if coding == "gzip" else zlib.compress(body, LEVEL)
 

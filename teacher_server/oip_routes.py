@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InputError, UnavailableError, UnknownNameError, UnsupportedTypeError
 from shared.outputs import ALWAYS
+from teacher_server.beside import run_beside
 from teacher_server.oip_coding import WINDOW_BITS, deflate, inflate, wanted_coding
 from teacher_server.oip_schemas import (
     EXTENSIONS,
@@ -127,7 +128,10 @@ async def infer(request: Request) -> Response:
     fields |= {} if asked.id is None else {"id": asked.id}
     fields["parameters"] = {"teacher_calls": answers.teacher_calls}
     arrays = {output: answers.outputs[output] for output in outputs}
-    body, head_bytes = pack_answer(arrays, fields=fields, binary=_binary(asked, outputs=outputs))
+    size_bytes = sum(array.nbytes for array in arrays.values())
+    body, head_bytes = await run_beside(
+        size_bytes, pack_answer, arrays, fields=fields, binary=_binary(asked, outputs=outputs)
+    )
     headers = {"x-teacher-calls": str(answers.teacher_calls)}
     if head_bytes is not None:
         headers[HEADER_LENGTH] = str(head_bytes)

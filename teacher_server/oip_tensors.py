@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from orjson import OPT_SERIALIZE_NUMPY, dumps
 
 from shared.errors import InputError, TooLargeError
 from shared.schemas import INT64_MAX, parse_body
+from teacher_server.json_pieces import write_object
 from teacher_server.oip_schemas import InferRequest, InputTensor
 
 MAX_JSON_BYTES = 2**20
@@ -96,20 +96,26 @@ def _from_json(given: InputTensor, *, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def pack_answer(
     outputs: Mapping[str, NDArray[Any]], *, fields: Mapping[str, object], binary: Collection[str]
-) -> tuple[bytes, int | None]:
+) -> tuple[bytes | memoryview, int | None]:
     """The body of an answer, and the length of its JSON where the tensors named in ``binary`` follow it.
 
     ``outputs``: arrays [B, ...]; sent as float32.
     """
-    described: list[dict[str, object]] = []
+    text = bytearray()
+    write_object(text, {**fields, "outputs": []}, {})
+    # In place of what ends the list and the object.
+    del text[-2:]
     parts: list[bytes] = []
     for name, array in outputs.items():
         numbers = np.ascontiguousarray(array, dtype="<f4")
         tensor = {"name": name, "datatype": "FP32", "shape": list(numbers.shape)}
         if name in binary:
-            described.append(tensor | {"parameters": {"binary_data_size": numbers.nbytes}})
+            write_object(text, tensor | {"parameters": {"binary_data_size": numbers.nbytes}}, {})
             parts.append(numbers.tobytes())
         else:
-            described.append(tensor | {"data": numbers.ravel()})
-    head = dumps({**fields, "outputs": described}, option=OPT_SERIALIZE_NUMPY)
-    return b"".join([head, *parts]), len(head) if parts else None
+            write_object(text, tensor, {"data": numbers.ravel()})
+        text += b","
+    if outputs:
+        del text[-1:]
+    text += b"]}"
+    return (b"".join([text, *parts]), len(text)) if parts else (memoryview(text), None)

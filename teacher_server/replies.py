@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from orjson import OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
+from orjson import dumps
 from starlette.responses import Response
 
 from shared.errors import BudgetExhaustedError, TeachonceError, UnauthorizedError
 from shared.wire import CONTENT_TYPE, pack_tensors
+from teacher_server.json_pieces import OPTIONS, write_object
 
 
 class JsonReply(Response):
@@ -22,7 +23,7 @@ class JsonReply(Response):
 
     def render(self, content: Any) -> bytes:
         """Encode ``content``; float32 arrays become the shortest decimals that read back as the same float32."""
-        return dumps(content, option=OPT_SERIALIZE_NUMPY | OPT_NON_STR_KEYS)
+        return dumps(content, option=OPTIONS)
 
 
 def answer_reply(
@@ -35,7 +36,9 @@ def answer_reply(
         body = pack_tensors(outputs, metadata=fields)
         return Response(body, media_type=CONTENT_TYPE, headers=headers)
     numbers = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in outputs.items()}
-    return JsonReply({**fields, **numbers}, headers=headers)
+    text = bytearray()
+    write_object(text, fields, numbers)
+    return Response(memoryview(text), media_type="application/json", headers=headers)
 
 
 def error_reply(error: TeachonceError, *, request_id: str) -> Response:

@@ -110,7 +110,9 @@ async def _answer(
         timeout_s=service.settings.deadline_s,
         hold=request.state.hold,
     )
-    return answer_reply(
+    return await run_beside(
+        sum(array.nbytes for array in answers.outputs.values()),
+        answer_reply,
         answers.outputs,
         fields={"teacher": service.teacher.description.id, **fields, "cached": answers.cached.tolist()},
         teacher_calls=answers.teacher_calls,
