@@ -62,9 +62,15 @@ class Call:
 
 
 def common_headers(api_key: str | None) -> dict[str, str]:
-    """Headers of every request."""
+    """Headers of every request; raises `InputError` for a key that no header can carry."""
     headers = {"accept": f"{CONTENT_TYPE}, application/json"}
-    return headers if api_key is None else {**headers, "authorization": f"Bearer {api_key}"}
+    if api_key is None:
+        return headers
+    # Files and variables end in a line break now and then.
+    key = api_key.strip()
+    if not (key and key.isascii() and key.isprintable()):
+        raise InputError("the API key must be printable ASCII; copy it again as teacher-server key make printed it")
+    return {**headers, "authorization": f"Bearer {key}"}
 
 
 def run_path(name: str) -> str:

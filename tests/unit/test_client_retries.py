@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from shared.client import TeacherClient
+from shared.client_calls import common_headers
 from shared.client_retries import Tries
-from shared.errors import BudgetExhaustedError, UnavailableError
+from shared.errors import BudgetExhaustedError, InputError, UnavailableError
 
 DROP = (0, {}, {})
 """Read the request, close the connection."""
@@ -106,3 +107,11 @@ def test_no_longer_is_waited_than_the_time_of_the_request(misbehaving: Misbehavi
         client.ledger()
     assert (misbehaving.asked, pauses) == (1, [])
     assert Tries(30).timeout().connect == 10
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "", " \n", "two\r\nlines", "a\x00b"])
+def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(key: str) -> None:
+    with pytest.raises(InputError, match="printable ASCII") as refused:
+        TeacherClient("http://127.0.0.1:9", api_key=key)
+    assert not key.strip() or key not in str(refused.value)
+    assert common_headers(" secret\r\n")["authorization"] == "Bearer secret"
