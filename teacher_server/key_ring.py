@@ -59,7 +59,7 @@ class KeyRing:
             self._put_off(look, trouble=f"the API keys from before stay: {error}")
             return
         self._keys = tuple(key for key in found if self._is_admitted(key, look=look))
-        if look != self._failed:
+        if len(self._keys) == len(found):
             log.info("read %d API keys from %s again", len(self._keys), self._path)
             self._seen, self._failed = look, None
 

@@ -214,7 +214,9 @@ def test_a_file_that_breaks_leaves_the_keys_and_is_told_once(tmp_path: Path, cap
     assert admitted == ["ada", "bob"]
 
 
-def test_a_revoked_key_ends_also_where_the_ledger_cannot_be_written(tmp_path: Path) -> None:
+def test_a_revoked_key_ends_also_where_the_ledger_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "keys"
     make(name="ada", file=path)
     make(name="bob", file=path)
@@ -233,6 +235,10 @@ def test_a_revoked_key_ends_also_where_the_ledger_cannot_be_written(tmp_path: Pa
         full.clear()
         ring._retry_s = 0.0
         assert [key.name for key in await ring.keys()] == ["bob", "eve"]
+        # All is well again: the file is not read once more.
+        ring._retry_s = 0.0
+        monkeypatch.setattr("teacher_server.key_ring.read_keys", lambda _: pytest.fail("read again"))
+        await ring.keys()
 
     asyncio.run(story())
 
