@@ -6,12 +6,14 @@ from time import monotonic
 
 import httpx
 
-from shared.errors import DeadlineError, TeachonceError, UnknownNameError, UnreachableError
+from shared.errors import DeadlineError, SlowBodyError, TeachonceError, UnknownNameError, UnreachableError
 from shared.fill_schemas import FillStatus
 
 RETRY_STATUSES = frozenset({408, 503, 504})
 """Nothing was refused for good, and asking again never pays twice: what is computed meanwhile is kept. Proxies answer
 408 on a connection that was idle for too long."""
+SLOW_TRIES = 2
+"""Tries whose body came too slowly: the same bytes take as long once more."""
 UNREACHED_TRIES = 6
 """Tries in a row that no server answered."""
 CONNECT_S = 10.0
@@ -28,6 +30,7 @@ class Tries:
         self._end_s = monotonic() + timeout_s
         self._failed = 0
         self._unreached = 0
+        self._slow = 0
 
     def timeout(self) -> httpx.Timeout:
         """For the next try."""
@@ -40,6 +43,9 @@ class Tries:
             if outcome.status_code not in RETRY_STATUSES:
                 return None
             self._unreached = 0
+            self._slow += is_slow_body(outcome)
+            if self._slow >= SLOW_TRIES:
+                return None
             least_s = retry_after_s(outcome)
         else:
             self._unreached += 1
@@ -85,6 +91,17 @@ class Followed:
         if isinstance(error, UnknownNameError):
             return was_open
         return self.status is not None and monotonic() - self._told_s < self._timeout_s
+
+
+def is_slow_body(response: httpx.Response) -> bool:
+    """Whether the server, and no proxy in between, waited for the body in vain."""
+    if response.status_code != SlowBodyError.status:
+        return False
+    try:
+        body = response.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and body.get("code") == SlowBodyError.code
 
 
 def jitter_s(failed: int) -> float:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shared.client import TeacherClient
 from shared.client_calls import common_headers
+from shared.client_images import images_calls
 from shared.client_retries import Tries
-from shared.errors import BudgetExhaustedError, InputError, UnavailableError
+from shared.errors import BudgetExhaustedError, InputError, SlowBodyError, UnavailableError
 
 DROP = (0, {}, {})
 """Read the request, close the connection."""
@@ -115,3 +117,17 @@ def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(key: 
         TeacherClient("http://127.0.0.1:9", api_key=key)
     assert not key.strip() or key not in str(refused.value)
     assert common_headers(" secret\r\n")["authorization"] == "Bearer secret"
+
+
+def test_a_body_that_came_too_slowly_is_sent_once_more_and_no_part_is_large(
+    misbehaving: Misbehaving, pauses: list[float]
+) -> None:
+    misbehaving.script = [(408, {}, refusal("slow_body"))]
+    with (
+        TeacherClient(f"http://127.0.0.1:{misbehaving.server_port}") as client,
+        pytest.raises(SlowBodyError, match="why"),
+    ):
+        client.ledger()
+    assert (misbehaving.asked, len(pauses)) == (2, 1)
+    images = np.zeros((40, 256, 256, 3), dtype=np.uint8)
+    assert max(len(call.content or b"") for call in images_calls(images, outputs=["logits"], run=None)) < 2**22 + 2**10
