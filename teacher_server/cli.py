@@ -43,6 +43,7 @@ from teacher_server.options import (
     Server,
     SomeCache,
     SomeDatasets,
+    SomeRun,
     SomeTeacher,
     Teacher,
     Threads,
@@ -177,7 +178,7 @@ def fill(
     add_outputs: AddOutputs = None,
     dtype: Dtype = None,
     budget: Budget = None,
-    run: Run = "default",
+    run: SomeRun = None,
     batch: Batch = 256,
 ) -> None:
     """Ask about rows of a data set until all are cached; stopped and started again, it goes on where it was."""
@@ -224,7 +225,7 @@ def fill(
         outputs=None if add_outputs else _kept(outputs, dtype=dtype),
         added=_added(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
         budget=budget,
-        run=run,
+        run="default" if run is None else run,
         batch_images=batch,
     )
     print(fill_cache(options) if options.added is None else add_to_caches(options))

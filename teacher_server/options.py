@@ -58,6 +58,13 @@ Batch = Annotated[int, typer.Option(min=1, help="images per teacher forward pass
 MaxDelay = Annotated[float, typer.Option(min=0, help="how long an idle teacher waits for a batch to grow")]
 Budget = Annotated[int | None, typer.Option(min=0, max=MOST_CALLS, help="most teacher calls")]
 Run = Annotated[str, typer.Option(help="name under which calls are counted and bounded")]
+SomeRun = Annotated[
+    str | None,
+    typer.Option(
+        help="name under which calls are counted and bounded",
+        show_default="default; with --server and a key, the first run of the key",
+    ),
+]
 Sample = Annotated[int | None, typer.Option(min=0, help="how many rows to draw, smaller samples nest in larger ones")]
 Seed = Annotated[int, typer.Option(help="which sample to draw")]
 RowsFile = Annotated[Path | None, typer.Option("--rows", help="file with one row per line, or an .npy of integers")]

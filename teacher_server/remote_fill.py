@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache.ledger import DEFAULT_RUN
 from shared.client import FillStatus, TeacherClient
 from shared.errors import InputError
 from shared.progress import FillProgress
@@ -28,7 +29,8 @@ class RemoteFillOptions:
     views: str
     budget: int | None
     """None leaves the run's budget as it is."""
-    run: str
+    run: str | None
+    """None: the first of the key's own."""
 
 
 class LastStatus:
@@ -56,10 +58,12 @@ def fill_on_server(options: RemoteFillOptions) -> str:
             raise InputError(
                 f"--sample and --rows choose rows of one split; name it in --dataset: {' or '.join(names)}"
             )
+        run = options.run
         if options.budget is not None:
-            client.set_budget(options.run, options.budget)
+            run = run or DEFAULT_RUN
+            client.set_budget(run, options.budget)
         for name in names:
-            status = _fill(client, name, options=options)
+            status = _fill(client, name, run=run, options=options)
             computed = status.done - status.cached
             total = total.plus(
                 FillCounts(total=status.total, done=status.done, teacher_calls=status.teacher_calls, computed=computed)
@@ -67,13 +71,15 @@ def fill_on_server(options: RemoteFillOptions) -> str:
     return summary(total, seconds=time.monotonic() - began_s)
 
 
-def _fill(client: TeacherClient, name: str, *, options: RemoteFillOptions) -> FillStatus:
+def _fill(client: TeacherClient, name: str, *, run: str | None, options: RemoteFillOptions) -> FillStatus:
     rows = options.rows
     if rows.sample is not None and rows.file is not None:
         raise InputError("--sample and --rows both choose rows; give one of them")
     chosen = None if rows.file is None else each_once(np.asarray(read_rows(rows.file)))
-    budget_left = client.run(options.run)["remaining"]
-    with FillProgress(name, budget_left=budget_left) as progress:
+    # Which run pays for a key without --run, only the server knows.
+    asked = run if run is not None or options.api_key else DEFAULT_RUN
+    budget_left = None if asked is None else client.run(asked)["remaining"]
+    with FillProgress(name, budget_left=budget_left, budget_known=asked is not None) as progress:
         last = LastStatus(progress)
         try:
             return client.fill(
@@ -82,7 +88,7 @@ def _fill(client: TeacherClient, name: str, *, options: RemoteFillOptions) -> Fi
                 seed=rows.seed,
                 rows=chosen,
                 views=options.views,
-                run=options.run,
+                run=run,
                 progress=last,
             )
         except KeyboardInterrupt:

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from shared.client import TeacherClient
+from shared.command import run_command
 from shared.errors import UnauthorizedError
+from teacher_server.cli import app
 
 OPEN = {"/healthz": "live", "/v2/health/live": "live", "/readyz": "ready", "/v2/health/ready": "ready"}
 BEHIND_KEYS = ("/", "/docs", "/v1/ledger", "/v1/cache", "/metrics", "/openapi.json", "/v1/nothing", "/v2")
@@ -181,6 +183,24 @@ def test_a_key_spends_under_its_own_runs_whatever_the_route(keys: Keys) -> None:
     runs = keys.ask(key, "GET", "/v1/ledger").json()["runs"]
     assert [runs[name]["teacher_calls"] for name in ("mine", "ours")] == [3, 0]
     assert [runs[name]["charged"] for name in ("mine", "ours")] == [3, 3]
+
+
+def test_the_fill_command_spends_under_the_first_run_of_its_key(keys: Keys, capsys: pytest.CaptureFixture[str]) -> None:
+    key = keys.make("filler", "--scope", "infer", "--run", "night")
+    command = ["fill", "--server", keys.server.url, "--api-key", key, "--dataset", "pictures"]
+
+    def fill(*options: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            run_command(app, [*command, *options])
+        return int(str(ended.value.code))
+
+    assert fill("--sample", "3", "--views", "9") == 0
+    assert "no budget" not in capsys.readouterr().err
+    assert fill("--sample", "3", "--views", "9", "--run", "night") == 0
+    assert capsys.readouterr().out.startswith("3 rows, 0 teacher calls, 3 hits")
+    with TeacherClient(keys.server.url, api_key=key) as client:
+        assert [(status.run, status.done) for status in client.fills()] == [("night", 3)] * 2
+        assert client.run("night")["teacher_calls"] == 3
 
 
 def test_the_budget_of_a_key_is_exact_under_concurrency_and_after_a_restart(
