@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from shared.client_calls import Call, error_of, row_numbers, stranger
 from shared.client_retries import Followed
-from shared.errors import FillCancelledError
-from shared.fill_schemas import FillList, FillStatus
+from shared.errors import FillCancelledError, TooLargeError
+from shared.fill_schemas import MAX_FILL_BYTES, FillList, FillStatus
 
 FILLS = "/v1/fills"
 EVENTS = {"accept": "text/event-stream"}
@@ -20,8 +20,16 @@ EVENTS = {"accept": "text/event-stream"}
 Rows = Sequence[int] | NDArray[np.int64]
 
 
-def fill_call(dataset: str, *, sample: int | None, seed: int, rows: Rows | None, views: str, run: str | None) -> Call:
-    """Submit a fill. Sent twice by a retry, the second fill finds what the first did and costs nothing."""
+def fill_call(
+    dataset: str,
+    *,
+    sample: int | None,
+    seed: int,
+    rows: Rows | None,
+    views: str,
+    run: str | None,
+) -> Call:
+    """Submit a fill; raises `TooLargeError` for more rows than one request takes."""
     asked = {
         "dataset": dataset,
         "sample": sample,
@@ -30,8 +38,13 @@ def fill_call(dataset: str, *, sample: int | None, seed: int, rows: Rows | None,
         "views": views,
         "run": run,
     }
-    body = json.dumps({name: value for name, value in asked.items() if value is not None})
-    return Call(method="POST", path=FILLS, content=body.encode(), kind="application/json")
+    body = json.dumps({name: value for name, value in asked.items() if value is not None}).encode()
+    if len(body) > MAX_FILL_BYTES:
+        raise TooLargeError(
+            f"{0 if rows is None else len(rows)} rows take {len(body)} bytes, and a server reads {MAX_FILL_BYTES} at a "
+            "time: fill them in several parts, or take a sample, or all rows by naming none"
+        )
+    return Call(method="POST", path=FILLS, content=body, kind="application/json")
 
 
 def fill_path(fill_id: str) -> str:

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.schemas import Name, Row, StrictModel
 
+MAX_FILL_BYTES = 16 * 2**20
+"""Of one request for a fill: two million numbers of rows."""
 FillState = Literal["queued", "running", "done", "cancelled", "failed", "stopped"]
 ENDED = frozenset({"done", "cancelled", "failed", "stopped"})
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from cache.payer import Payer
-from shared.fill_schemas import FillList, FillRequest, FillStatus
+from shared.fill_schemas import MAX_FILL_BYTES, FillList, FillRequest, FillStatus
 from teacher_server.fill_job import read_job
 from teacher_server.keys import ApiKey, Scope
 from teacher_server.openapi import documented, json_body
@@ -17,8 +17,6 @@ from teacher_server.replies import JsonReply
 from teacher_server.running_fill import RunningFill
 from teacher_server.service import Service
 
-MAX_FILL_BYTES = 16 * 2**20
-"""Two million numbers of rows."""
 router = APIRouter(prefix="/v1/fills", tags=["Fills"])
 
 

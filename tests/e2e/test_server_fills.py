@@ -18,7 +18,7 @@ from PIL import Image
 from cache.info import describe_cache
 from shared.client import AsyncTeacherClient, FillStatus, TeacherClient
 from shared.command import run_command
-from shared.errors import BudgetExhaustedError, InputError
+from shared.errors import BudgetExhaustedError, InputError, TooLargeError
 from teacher_server.cli import app
 
 ROWS = 400
@@ -82,6 +82,12 @@ def test_a_fill_that_its_budget_cannot_cover_computes_nothing(client: TeacherCli
     for wrong in ({"rows": [1], "sample": 1}, {"rows": [ROWS]}, {"sample": ROWS + 1}, {"views": "x"}):
         with pytest.raises(InputError):
             client.start_fill(NAME, **wrong)
+
+
+def test_a_list_of_many_rows_is_one_fill_and_too_many_are_refused_with_a_way_out(client: TeacherClient) -> None:
+    assert client.fill(NAME, rows=[row % 40 for row in range(60_000)]).total == 40
+    with pytest.raises(TooLargeError, match="in several parts"):
+        client.start_fill(NAME, rows=[10**18] * 900_000)
 
 
 def test_a_cancelled_fill_keeps_what_it_paid_for_and_holds_up_no_request(server: Any, client: TeacherClient) -> None:
