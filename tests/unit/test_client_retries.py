@@ -124,7 +124,7 @@ def test_a_body_that_came_too_slowly_is_sent_once_more_and_no_part_is_large(
 ) -> None:
     misbehaving.script = [(408, {}, refusal("slow_body"))]
     with (
-        TeacherClient(f"http://127.0.0.1:{misbehaving.server_port}") as client,
+        TeacherClient(f"http://127.0.0.1:{misbehaving.server_port}", timeout_s=2) as client,
         pytest.raises(SlowBodyError, match="why"),
     ):
         client.ledger()
