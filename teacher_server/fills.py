@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ from cache.writer import CacheWriter
 from shared.errors import TeachonceError, UnavailableError, UnknownNameError
 from teacher_server.answering import Answering
 from teacher_server.fill_job import FillJob, check_affordable
+from teacher_server.fill_turns import Turns
 from teacher_server.running_fill import RunningFill
 from teacher_server.settings import AnsweringSettings
 
@@ -26,13 +28,18 @@ REMEMBERED = 100
 class Fills:
     """An async context manager; at its end no fill runs any more."""
 
-    def __init__(self, answering: Answering, *, writer: CacheWriter, settings: AnsweringSettings, teacher: str) -> None:
+    def __init__(
+        self, answering: Answering, *, writer: CacheWriter, settings: AnsweringSettings, teacher: str, shared: bool
+    ) -> None:
+        """``shared``: several owners may come, so that one has half of the places at most."""
         self._answering = answering
         self._writer = writer
         self._teacher = teacher
         self._batch_images, running = share_of_queue(settings, batches=answering.batches_under_way)
-        self._turns = asyncio.Semaphore(running)
-        self._planning = asyncio.Lock()
+        self._turns = Turns(running, share=max(1, running // 2) if shared else running)
+        self._most_waiting = MOST_WAITING // 2 if shared else MOST_WAITING
+        """Of one owner."""
+        self._planning = Turns(1, share=1)
         self._fills: dict[str, RunningFill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -53,13 +60,14 @@ class Fills:
         Raises `BudgetExhaustedError` before computing anything where its payer cannot pay for all of it, and
         `UnavailableError` where too many wait.
         """
-        self._check_room()
+        owner = job.payer.owner
+        self._check_room(owner)
         # One at a time: each may look at millions of keys.
-        async with self._planning:
+        async with self._planning.turn(owner):
             await asyncio.to_thread(
                 check_affordable, job, writer=self._writer, teacher=self._teacher, check_open=self._check_open
             )
-        self._check_room()
+        self._check_room(owner)
         fill = RunningFill(job)
         self._forget_old()
         self._fills[fill.id] = fill
@@ -93,14 +101,17 @@ class Fills:
         if self._stopping or self._answering.died.is_set():
             raise UnavailableError(f"not now: {self._answering.trouble or 'the server is about to stop'}")
 
-    def _check_room(self) -> None:
+    def _check_room(self, owner: str) -> None:
         self._check_open()
-        waiting = sum(fill.state == "queued" for fill in self._fills.values())
-        if waiting >= MOST_WAITING:
-            raise UnavailableError(f"{waiting} fills are waiting already; ask again later, or cancel one")
+        waiting = Counter(fill.payer.owner for fill in self._fills.values() if fill.state == "queued")
+        if waiting.total() >= MOST_WAITING or waiting[owner] >= self._most_waiting:
+            raise UnavailableError(
+                f"{waiting.total()} fills are waiting already, {waiting[owner]} of them for {owner}; ask again later, "
+                "or cancel one"
+            )
 
     async def _work(self, fill: RunningFill) -> None:
-        async with self._turns:
+        async with self._turns.turn(fill.payer.owner):
             await fill.work(self._answering, batch_images=self._batch_images)
 
     def _ended(self, fill: RunningFill, task: "asyncio.Task[None]") -> None:

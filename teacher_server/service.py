@@ -49,7 +49,13 @@ class Service:
         self.settings = settings
         self.teacher = teacher
         self.answering = Answering(writer, teacher=teacher, settings=settings.answering, observer=observer)
-        self.fills = Fills(self.answering, writer=writer, settings=settings.answering, teacher=teacher.description.id)
+        self.fills = Fills(
+            self.answering,
+            writer=writer,
+            settings=settings.answering,
+            teacher=teacher.description.id,
+            shared=settings.api_key_file is not None,
+        )
         self.datasets = {dataset.name: dataset for dataset in datasets}
         self.decoders = Decoders()
         self._writer = writer
