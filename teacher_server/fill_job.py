@@ -63,6 +63,11 @@ def _rows(asked: FillRequest, *, dataset: ImageDataset) -> NDArray[np.int64]:
     return np.arange(dataset.num_rows, dtype=np.int64)
 
 
+def is_bounded(job: FillJob, *, writer: CacheWriter) -> bool:
+    """Whether any budget bounds what the payer spends."""
+    return writer.remaining(job.payer.run, owner=job.payer.owner) is not None
+
+
 def check_affordable(job: FillJob, *, writer: CacheWriter, teacher: str, check_open: Callable[[], None]) -> None:
     """Raise `BudgetExhaustedError` where the payer cannot pay for all that is missing.
 
@@ -74,8 +79,6 @@ def check_affordable(job: FillJob, *, writer: CacheWriter, teacher: str, check_o
         return job.cache.present(view)
 
     run, owner = job.payer.run, job.payer.owner
-    if writer.remaining(run, owner=owner) is None:
-        return
     needed = plan_fill(
         job.dataset,
         rows=job.rows,

@@ -10,7 +10,7 @@ from typing import Self
 from cache.writer import CacheWriter
 from shared.errors import TeachonceError, UnavailableError, UnknownNameError
 from teacher_server.answering import Answering
-from teacher_server.fill_job import FillJob, check_affordable
+from teacher_server.fill_job import FillJob, check_affordable, is_bounded
 from teacher_server.fill_turns import Turns
 from teacher_server.running_fill import RunningFill
 from teacher_server.settings import AnsweringSettings
@@ -40,6 +40,8 @@ class Fills:
         self._most_waiting = MOST_WAITING // 2 if shared else MOST_WAITING
         """Of one owner."""
         self._planning = Turns(1, share=1)
+        self._planners: Counter[str] = Counter()
+        """Requests that are not fills yet, by owner; each holds its rows too."""
         self._fills: dict[str, RunningFill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -62,12 +64,12 @@ class Fills:
         """
         owner = job.payer.owner
         self._check_room(owner)
-        # One at a time: each may look at millions of keys.
-        async with self._planning.turn(owner):
-            await asyncio.to_thread(
-                check_affordable, job, writer=self._writer, teacher=self._teacher, check_open=self._check_open
-            )
-        self._check_room(owner)
+        self._planners[owner] += 1
+        try:
+            await self._plan(job)
+        finally:
+            self._planners[owner] -= 1
+        self._check_open()
         fill = RunningFill(job)
         self._forget_old()
         self._fills[fill.id] = fill
@@ -75,6 +77,15 @@ class Fills:
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, fill))
         return fill
+
+    async def _plan(self, job: FillJob) -> None:
+        if not await asyncio.to_thread(is_bounded, job, writer=self._writer):
+            return
+        # One at a time: each may look at millions of keys.
+        async with self._planning.turn(job.payer.owner):
+            await asyncio.to_thread(
+                check_affordable, job, writer=self._writer, teacher=self._teacher, check_open=self._check_open
+            )
 
     def get(self, fill_id: str, *, owner: str | None) -> RunningFill:
         """The fill of this id, where ``owner`` pays for it (None: whoever does); raises `UnknownNameError`."""
@@ -104,6 +115,7 @@ class Fills:
     def _check_room(self, owner: str) -> None:
         self._check_open()
         waiting = Counter(fill.payer.owner for fill in self._fills.values() if fill.state == "queued")
+        waiting.update(self._planners)
         if waiting.total() >= MOST_WAITING or waiting[owner] >= self._most_waiting:
             raise UnavailableError(
                 f"{waiting.total()} fills are waiting already, {waiting[owner]} of them for {owner}; ask again later, "
