@@ -23,14 +23,16 @@ Rows = Sequence[int] | NDArray[np.int64]
 def fill_call(
     dataset: str,
     *,
+    fill_id: str,
     sample: int | None,
     seed: int,
     rows: Rows | None,
     views: str,
     run: str | None,
 ) -> Call:
-    """Submit a fill; raises `TooLargeError` for more rows than one request takes."""
+    """Submit a fill; sent twice by a retry, it is one all the same. Raises `TooLargeError` for more rows than one request takes."""
     asked = {
+        "id": fill_id,
         "dataset": dataset,
         "sample": sample,
         "seed": seed,

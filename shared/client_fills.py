@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
+from functools import partial
 
 import httpx
 
@@ -22,7 +23,7 @@ from shared.client_fill_calls import (
     status_of,
     statuses_of,
 )
-from shared.client_retries import CONNECT_S, Followed, jitter_s
+from shared.client_retries import CONNECT_S, Followed, jitter_s, new_fill_id
 from shared.errors import UnavailableError, UnknownNameError, UnreachableError
 from shared.fill_schemas import FillStatus
 from shared.progress import shown
@@ -64,20 +65,22 @@ class FillMethods(ABC):
         last submission. Raises what stopped the fill: `BudgetExhaustedError` before anything is computed,
         `FillCancelledError`, or the error of the server.
         """
-        call = fill_call(dataset, sample=sample, seed=seed, rows=rows, views=views, run=run)
+        call = partial(fill_call, dataset, sample=sample, seed=seed, rows=rows, views=views, run=run)
         followed = Followed(self._timeout_s)
         with shown(progress, title=dataset) as show:
             while True:
                 try:
-                    self._follow(call, followed=followed, show=show)
+                    self._follow(call(fill_id=followed.id), followed=followed, show=show)
                     if (status := finished(followed)) is not None:
                         return status
                 except (UnreachableError, UnknownNameError) as error:
                     if not followed.goes_on(error):
                         raise
                 except KeyboardInterrupt:
-                    if cancel_on_interrupt and followed.status is not None:
-                        self.cancel_fill(followed.status.id)
+                    if cancel_on_interrupt:
+                        # Also where no reply has come: the server may have begun all the same.
+                        with suppress(UnknownNameError):
+                            followed.tell(self.cancel_fill(followed.id), show)
                     raise
                 time.sleep(jitter_s(AGAIN))
 
@@ -98,7 +101,8 @@ class FillMethods(ABC):
         run: str | None = None,
     ) -> FillStatus:
         """Submit a fill and do not wait for it."""
-        return status_of(self._send(fill_call(dataset, sample=sample, seed=seed, rows=rows, views=views, run=run)))
+        call = fill_call(dataset, fill_id=new_fill_id(), sample=sample, seed=seed, rows=rows, views=views, run=run)
+        return status_of(self._send(call))
 
     def fills(self) -> list[FillStatus]:
         """The last fills of the server, the newest first."""
@@ -165,20 +169,22 @@ class AsyncFillMethods(ABC):
         cancel_on_interrupt: bool = False,
     ) -> FillStatus:
         """See `FillMethods.fill`; a cancelled task is what Ctrl-C is there."""
-        call = fill_call(dataset, sample=sample, seed=seed, rows=rows, views=views, run=run)
+        call = partial(fill_call, dataset, sample=sample, seed=seed, rows=rows, views=views, run=run)
         followed = Followed(self._timeout_s)
         with shown(progress, title=dataset) as show:
             while True:
                 try:
-                    await self._follow(call, followed=followed, show=show)
+                    await self._follow(call(fill_id=followed.id), followed=followed, show=show)
                     if (status := finished(followed)) is not None:
                         return status
                 except (UnreachableError, UnknownNameError) as error:
                     if not followed.goes_on(error):
                         raise
                 except asyncio.CancelledError:
-                    if cancel_on_interrupt and followed.status is not None:
-                        await self.cancel_fill(followed.status.id)
+                    if cancel_on_interrupt:
+                        # Also where no reply has come: the server may have begun all the same.
+                        with suppress(UnknownNameError):
+                            followed.tell(await self.cancel_fill(followed.id), show)
                     raise
                 await asyncio.sleep(jitter_s(AGAIN))
 
@@ -199,9 +205,8 @@ class AsyncFillMethods(ABC):
         run: str | None = None,
     ) -> FillStatus:
         """See `FillMethods.start_fill`."""
-        return status_of(
-            await self._send(fill_call(dataset, sample=sample, seed=seed, rows=rows, views=views, run=run))
-        )
+        call = fill_call(dataset, fill_id=new_fill_id(), sample=sample, seed=seed, rows=rows, views=views, run=run)
+        return status_of(await self._send(call))
 
     async def fills(self) -> list[FillStatus]:
         """See `FillMethods.fills`."""

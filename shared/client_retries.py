@@ -1,6 +1,7 @@
 """When the HTTP client asks again, after how long, and when it gives up; the same for sync and async."""
 
 import random
+import secrets
 from collections.abc import Callable
 from time import monotonic
 
@@ -72,6 +73,8 @@ class Followed:
     """A fill that outlives its server: what a client remembers from one submission to the next."""
 
     def __init__(self, timeout_s: float) -> None:
+        self.id = new_fill_id()
+        """Of the fill, whether a reply has come or not."""
         self.status: FillStatus | None = None
         """The last that was told."""
         self._timeout_s = timeout_s
@@ -88,9 +91,17 @@ class Followed:
     def goes_on(self, error: TeachonceError | None = None) -> bool:
         """Whether to submit again after its server ended (None), could not be reached, or knows it no more."""
         was_open, self._open = self._open, False
+        if not isinstance(error, UnreachableError):
+            # That one has ended. One that cannot be reached may go on meanwhile, and is found again.
+            self.id = new_fill_id()
         if isinstance(error, UnknownNameError):
             return was_open
         return self.status is not None and monotonic() - self._told_s < self._timeout_s
+
+
+def new_fill_id() -> str:
+    """64 random bits, as a server takes them."""
+    return secrets.token_hex(8)
 
 
 def is_slow_body(response: httpx.Response) -> bool:

@@ -25,6 +25,10 @@ class FillRequest(StrictModel):
         }
     )
 
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = Field(
+        default=None,
+        description="random, made by who asks: sent again, it begins no second fill but tells of the first",
+    )
     dataset: Name = Field(description="NAME/SPLIT of a data set that the server serves", examples=["digits/train"])
     sample: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="how many rows to draw; smaller samples nest in larger ones"

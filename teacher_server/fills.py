@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from cache.writer import CacheWriter
-from shared.errors import TeachonceError, UnavailableError, UnknownNameError
+from shared.errors import IdentityError, TeachonceError, UnavailableError, UnknownNameError
 from teacher_server.answering import Answering
 from teacher_server.fill_job import FillJob, check_affordable, is_bounded
 from teacher_server.fill_turns import Turns
@@ -56,12 +57,17 @@ class Fills:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def start(self, job: FillJob) -> RunningFill:
-        """Begin a fill, or put it behind those that run.
+    async def start(
+        self, job: FillJob, *, fill_id: str | None, check_wanted: Callable[[], Awaitable[None]]
+    ) -> RunningFill:
+        """Begin a fill, or put it behind those that run; one of this id that there is already is returned as it is.
 
-        Raises `BudgetExhaustedError` before computing anything where its payer cannot pay for all of it, and
+        ``check_wanted`` is asked once its cost is known, and may raise. Raises `IdentityError` where the id is of
+        another fill, `BudgetExhaustedError` before computing anything where its payer cannot pay for all of it, and
         `UnavailableError` where too many wait.
         """
+        if (known := self._known(job, fill_id=fill_id)) is not None:
+            return known
         owner = job.payer.owner
         self._check_room(owner)
         self._planners[owner] += 1
@@ -69,13 +75,23 @@ class Fills:
             await self._plan(job)
         finally:
             self._planners[owner] -= 1
+        await check_wanted()
         self._check_open()
-        fill = RunningFill(job)
+        # Sent twice, both may have been costed.
+        if (known := self._known(job, fill_id=fill_id)) is not None:
+            return known
+        fill = RunningFill(job, fill_id=fill_id)
         self._forget_old()
         self._fills[fill.id] = fill
         task = asyncio.create_task(self._work(fill), name=f"fill {fill.id}")
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, fill))
+        return fill
+
+    def _known(self, job: FillJob, *, fill_id: str | None) -> RunningFill | None:
+        fill = self._fills.get(fill_id) if fill_id is not None else None
+        if fill is not None and not fill.is_of(job):
+            raise IdentityError(f"the id {fill_id} is of another fill; make a random one for each, or give none")
         return fill
 
     async def _plan(self, job: FillJob) -> None:

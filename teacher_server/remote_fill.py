@@ -90,10 +90,10 @@ def _fill(client: TeacherClient, name: str, *, run: str | None, options: RemoteF
                 views=options.views,
                 run=run,
                 progress=last,
+                cancel_on_interrupt=True,
             )
         except KeyboardInterrupt:
-            if last.status is not None:
-                kept = client.cancel_fill(last.status.id)
+            if (kept := last.status) is not None and kept.ended:
                 sys.stderr.write(f"{kept.state}: {kept.done} of {kept.total} answers are kept; ask again to go on\n")
             raise
 

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from cache.payer import Payer
@@ -22,7 +24,7 @@ router = APIRouter(prefix="/v1/fills", tags=["Fills"])
 
 @router.post(
     "",
-    **documented(FillStatus, status=202, errors=(402, 404, 408, 413, 415, 503), body=json_body(FillRequest)),
+    **documented(FillStatus, status=202, errors=(402, 404, 408, 409, 413, 415, 503), body=json_body(FillRequest)),
 )
 async def start_fill(request: Request) -> Response:
     """Begin to answer about all rows, a sample or some rows under some views; watch it at its Location.
@@ -35,7 +37,7 @@ async def start_fill(request: Request) -> Response:
     payer = Payer(request.state.owner, paying_run(request, asked=asked.run))
     named = service.rows(asked.dataset, rows=(), view=0)
     job = await asyncio.to_thread(read_job, asked, dataset=named.dataset, cache=named.cache, payer=payer)
-    fill = await service.fills.start(job)
+    fill = await service.fills.start(job, fill_id=asked.id, check_wanted=partial(_check_wanted, request))
     request.state.images = job.total
     return JsonReply(fill.status().model_dump(), status_code=202, headers={"location": f"/v1/fills/{fill.id}"})
 
@@ -85,6 +87,12 @@ async def _events(fill: RunningFill, *, request: Request) -> AsyncIterator[str]:
             yield ": still here\n\n"
         else:
             yield f"event: {'end' if status.ended else 'progress'}\ndata: {status.model_dump_json()}\n\n"
+
+
+async def _check_wanted(request: Request) -> None:
+    """Raise where the client has left: it would not know what it pays for."""
+    if await request.is_disconnected():
+        raise ClientDisconnect
 
 
 def _fill(request: Request, fill_id: str) -> RunningFill:

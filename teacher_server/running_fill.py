@@ -23,8 +23,8 @@ HEARTBEAT_S = 15.0
 class RunningFill:
     """Belongs to the server, not to the request that began it: who watches may come and go."""
 
-    def __init__(self, job: FillJob) -> None:
-        self.id = secrets.token_hex(8)
+    def __init__(self, job: FillJob, *, fill_id: str | None = None) -> None:
+        self.id = fill_id or secrets.token_hex(8)
         self.payer = job.payer
         self._job: FillJob | None = job
         """None once it has ended: a list of the last fills holds no rows."""
@@ -51,6 +51,11 @@ class RunningFill:
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self._state in ENDED
+
+    def is_of(self, job: FillJob) -> bool:
+        """Whether it is what ``job`` asks for, and its payer the same."""
+        asked = job.dataset.name, job.views_text, job.total, job.payer
+        return asked == (self._dataset, self._views, self._counts.total, self.payer)
 
     def status(self) -> FillStatus:
         """How far it has come."""

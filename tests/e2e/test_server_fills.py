@@ -1,8 +1,10 @@
 """Long fills over HTTP on a real server: submit, watch, cancel; the same as the command, once and within budget."""
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +18,8 @@ import pytest
 from PIL import Image
 
 from cache.info import describe_cache
-from shared.client import AsyncTeacherClient, FillStatus, TeacherClient
+from shared.client import AsyncTeacherClient, FillStatus, Outcome, TeacherClient
+from shared.client_calls import Call
 from shared.command import run_command
 from shared.errors import BudgetExhaustedError, InputError, TooLargeError
 from teacher_server.cli import app
@@ -88,6 +91,43 @@ def test_a_list_of_many_rows_is_one_fill_and_too_many_are_refused_with_a_way_out
     assert client.fill(NAME, rows=[row % 40 for row in range(60_000)]).total == 40
     with pytest.raises(TooLargeError, match="in several parts"):
         client.start_fill(NAME, rows=[10**18] * 900_000)
+
+
+def test_a_submission_that_nobody_waits_for_begins_nothing_and_one_sent_twice_is_one_fill(
+    server: Any, client: TeacherClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.set_budget("left", 10**6)
+    address = httpx.URL(server.url)
+    asked = {"dataset": NAME, "views": "50-59", "run": "left", "id": "0" * 15 + "1"}
+    body = json.dumps(asked).encode()
+    head = (
+        f"POST /v1/fills HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    )
+    with socket.create_connection((address.host, address.port)) as gone:
+        gone.sendall(head.encode() + b"\r\n\r\n" + body)
+    # Costed after the one that was left.
+    twice = [httpx.post(f"{server.url}/v1/fills", json=asked | {"id": "0" * 15 + "2", "sample": 1}) for _ in range(2)]
+    other = httpx.post(f"{server.url}/v1/fills", json=asked | {"id": "0" * 15 + "2"})
+    ids = [status.id for status in client.fills()]
+    assert ("0" * 15 + "1" in ids, ids.count("0" * 15 + "2")) == (False, 1)
+    assert [answer.status_code for answer in (*twice, other)] == [202, 202, 409]
+
+    send, lost = client._try, [httpx.ReadError("lost"), KeyboardInterrupt()]
+
+    def lose(call: Call, *, timeout: httpx.Timeout) -> Outcome:
+        answer = send(call, timeout=timeout)
+        if call.method != "POST" or not lost:
+            return answer
+        if isinstance(error := lost.pop(0), KeyboardInterrupt):
+            raise error
+        assert isinstance(error, httpx.ReadError)
+        return error
+
+    monkeypatch.setattr(client, "_try", lose)
+    with pytest.raises(KeyboardInterrupt):
+        client.fill(NAME, views="60", cancel_on_interrupt=True)
+    found = [(status.state, status.total) for status in client.fills() if status.views == "60"]
+    assert found == [("cancelled", ROWS)]
 
 
 def test_a_cancelled_fill_keeps_what_it_paid_for_and_holds_up_no_request(server: Any, client: TeacherClient) -> None:
