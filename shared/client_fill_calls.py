@@ -30,7 +30,10 @@ def fill_call(
     views: str,
     run: str | None,
 ) -> Call:
-    """Submit a fill; sent twice by a retry, it is one all the same. Raises `TooLargeError` for more rows than one request takes."""
+    """Submit a fill; sent twice by a retry, it is one all the same.
+
+    Raises `TooLargeError` for more rows than one request takes.
+    """
     asked = {
         "id": fill_id,
         "dataset": dataset,
