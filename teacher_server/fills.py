@@ -13,6 +13,7 @@ from shared.errors import IdentityError, TeachonceError, UnavailableError, Unkno
 from teacher_server.answering import Answering
 from teacher_server.fill_job import FillJob, check_affordable, is_bounded
 from teacher_server.fill_turns import Turns
+from teacher_server.fill_watchers import Watchers
 from teacher_server.running_fill import RunningFill
 from teacher_server.settings import AnsweringSettings
 
@@ -41,6 +42,7 @@ class Fills:
         self._most_waiting = MOST_WAITING // 2 if shared else MOST_WAITING
         """Of one owner."""
         self._planning = Turns(1, share=1)
+        self.watchers = Watchers()
         self._planners: Counter[str] = Counter()
         """Requests that are not fills yet, by owner; each holds its rows too."""
         self._fills: dict[str, RunningFill] = {}

@@ -6,11 +6,11 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
 
 from cache.payer import Payer
 from shared.fill_schemas import MAX_FILL_BYTES, FillList, FillRequest, FillStatus
 from teacher_server.fill_job import read_job
+from teacher_server.fill_watchers import FillStream
 from teacher_server.keys import ApiKey, Scope
 from teacher_server.openapi import documented, json_body
 from teacher_server.paying import paying_run
@@ -55,18 +55,18 @@ async def fill_status(request: Request, fill_id: str) -> Response:
     return JsonReply(_fill(request, fill_id).status().model_dump())
 
 
-@router.get("/{fill_id}/events", **documented(None, errors=(404, 408, 413), events=True))
+@router.get("/{fill_id}/events", **documented(None, errors=(404, 408, 413, 503), events=True))
 async def fill_events(request: Request, fill_id: str) -> Response:
     """The same as a stream of server-sent events: `progress` at most twice a second, then one `end`.
 
-    Each carries the whole status. Any number may watch; one that leaves changes nothing.
+    Each carries the whole status. 64 streams of one key and 256 in all may watch; one that leaves changes nothing.
     """
     fill = _fill(request, fill_id)
     # Read to its end: once the stream has begun, a body that fails has no answer any more.
     await request.body()
-    # The second header is for nginx, which would collect the events and send them together.
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(fill, request=request), media_type="text/event-stream", headers=headers)
+    return FillStream(
+        _events(fill, request=request), watchers=_service(request).fills.watchers, owner=request.state.owner
+    )
 
 
 @router.delete("/{fill_id}", **documented(FillStatus, errors=(404, 504)))
