@@ -99,7 +99,8 @@ def finished(followed: Followed) -> FillStatus | None:
     if status is None or status.state == "stopped":
         followed.goes_on()
         return None
-    if status.state == "cancelled":
+    # One that the server itself cancelled says why.
+    if status.state == "cancelled" and status.error is None:
         raise FillCancelledError(f"fill {status.id} was cancelled; {status.done} of {status.total} answers are kept")
     if status.error is not None:
         raise error_of(status.error.error, code=status.error.code, body=status.error.model_dump())

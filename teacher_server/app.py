@@ -68,13 +68,20 @@ def create_app(
     metrics = Metrics()
     service = Service(settings, teacher=teacher, datasets=datasets, writer=writer, outputs=outputs, observer=metrics)
     metrics.watch(LedgerCollector(service))
-    access = Access(KeyRing(settings.api_key_file, admit=service.admit_key) if settings.api_key_file else None)
+    path = settings.api_key_file
+    ring = KeyRing(path, admit=service.admit_key, dropped=service.fills.revoke) if path else None
+    access = Access(ring)
     status = Status(service, metrics=metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.answering, service.fills, status.pulse:
-            yield
+        looking = asyncio.create_task(ring.watch(), name="keys") if ring else None
+        try:
+            async with service.answering, service.fills, status.pulse:
+                yield
+        finally:
+            if looking is not None:
+                looking.cancel()
 
     app = FastAPI(
         title="teachonce teacher server",

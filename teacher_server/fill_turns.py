@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 
 class Turns:
@@ -15,7 +16,10 @@ class Turns:
         self._share = share
         self._held: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Event]] = {}
-        """By owner, in the order of their turns."""
+        """By owner."""
+        self._turns = count(1)
+        self._last: dict[str, int] = {}
+        """Number of each owner's last turn."""
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
@@ -42,14 +46,13 @@ class Turns:
 
     def _admit(self) -> None:
         while self._free and (owner := self._next()) is not None:
-            line = self._waiting.pop(owner)
-            line.popleft().set()
+            self._waiting[owner].popleft().set()
+            if not self._waiting[owner]:
+                del self._waiting[owner]
             self._free -= 1
             self._held[owner] += 1
-            if line:
-                # Behind the others.
-                self._waiting[owner] = line
+            self._last[owner] = next(self._turns)
 
     def _next(self) -> str | None:
         able = [owner for owner in self._waiting if self._held[owner] < self._share]
-        return min(able, key=self._held.__getitem__, default=None)
+        return min(able, key=lambda owner: (self._held[owner], self._last.get(owner, 0)), default=None)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from cache.writer import CacheWriter
-from shared.errors import IdentityError, TeachonceError, UnavailableError, UnknownNameError
+from shared.errors import IdentityError, TeachonceError, UnauthorizedError, UnavailableError, UnknownNameError
 from teacher_server.answering import Answering
 from teacher_server.fill_job import FillJob, check_affordable, is_bounded
 from teacher_server.fill_turns import Turns
@@ -125,6 +125,13 @@ class Fills:
         why = UnavailableError("the server stops; all that was done is kept: submitted again, it goes on where it was")
         for fill in self._fills.values():
             fill.stop("stopped", why=why)
+
+    def revoke(self, owner: str) -> None:
+        """End the fills of a key that counts no more; what is in flight is kept."""
+        why = UnauthorizedError(f"the API key {owner!r} was revoked; all that was done is kept")
+        for fill in self._fills.values():
+            if fill.payer.owner == owner:
+                fill.stop("cancelled", why=why)
 
     def _check_open(self) -> None:
         if self._stopping or self._answering.died.is_set():

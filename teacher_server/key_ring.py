@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """Seconds until a file that could not be read is tried again unchanged: the reason may lie elsewhere."""
+LOOK_EVERY_S = 1.0
 Look = tuple[int, ...]
 """What tells one state of a file from the next; empty where there is none."""
 
@@ -21,10 +22,16 @@ Look = tuple[int, ...]
 class KeyRing:
     """Keys of one file; one that cannot be read leaves them as they were."""
 
-    def __init__(self, path: Path, *, admit: Callable[[ApiKey], None]) -> None:
-        """``admit`` makes the runs and the budget of a key in the ledger. Raises what it and `read_keys` raise."""
+    def __init__(
+        self, path: Path, *, admit: Callable[[ApiKey], None], dropped: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """``admit`` makes the runs and the budget of a key in the ledger. Raises what it and `read_keys` raise.
+
+        ``dropped`` is called, on the loop, with each name that is in the file no more.
+        """
         self._path = path
         self._admit = admit
+        self._dropped = dropped
         self._seen = self._look()
         self._failed: Look | None = None
         self._retry_s = 0.0
@@ -39,8 +46,17 @@ class KeyRing:
             async with self._turn:
                 if self._is_due(look := self._look()):
                     # The ledger may be in the middle of a commit.
+                    before = self._keys
                     await asyncio.to_thread(self._reload, look)
+                    for name in {key.name for key in before} - {key.name for key in self._keys}:
+                        self._dropped(name)
         return self._keys
+
+    async def watch(self) -> None:
+        """Look now and then, for ever: a key ends also while nobody asks anything."""
+        while True:
+            await self.keys()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self) -> Look:
         try:

@@ -90,9 +90,10 @@ async def _events(fill: RunningFill, *, request: Request) -> AsyncIterator[str]:
 
 
 async def _check_wanted(request: Request) -> None:
-    """Raise where the client has left: it would not know what it pays for."""
+    """Raise where the client has left, which would not know what it pays for, or its key has ended meanwhile."""
     if await request.is_disconnected():
         raise ClientDisconnect
+    await request.app.state.access.caller(request.scope)
 
 
 def _fill(request: Request, fill_id: str) -> RunningFill:

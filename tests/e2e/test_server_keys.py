@@ -203,6 +203,45 @@ def test_the_fill_command_spends_under_the_first_run_of_its_key(keys: Keys, caps
         assert client.run("night")["teacher_calls"] == 3
 
 
+def test_a_revoked_key_spends_no_more_and_no_key_takes_all_places(
+    launch_server: Callable, make_images: Callable, make_key: Callable, tmp_path: Path
+) -> None:
+    file, pictures = tmp_path / "keys", make_images(tmp_path / "pictures", count=40)
+    greedy, other = (make_key("make", name, "--scope", "infer", "--file", str(file)) for name in ("greedy", "other"))
+    boss = make_key("make", "boss", "--scope", "admin", "--file", str(file))
+    options = ("--dataset", f"folder:{pictures}", "--api-key-file", str(file), "--batch", "2")
+    server = launch_server(tmp_path / "store", *options, forward_s=0.05)
+    watchers: list[httpx.Response] = []
+    with (
+        TeacherClient(server.url, api_key=greedy) as first,
+        TeacherClient(server.url, api_key=other) as second,
+        TeacherClient(server.url, api_key=boss) as admin,
+        httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {other}"}, timeout=30) as raw,
+        ExitStack() as streams,
+    ):
+        for _ in range(10):
+            first.start_fill("pictures/train", views="1-90")
+        body = {"dataset": "pictures/train"}
+        more = httpx.post(f"{server.url}/v1/fills", json=body, headers={"authorization": f"Bearer {greedy}"})
+        states = [status.state for status in first.fills()]
+        assert (states.count("running"), states.count("queued"), more.status_code) == (2, 8, 503)
+        assert "8 of them for greedy" in more.json()["error"]
+
+        free = second.start_fill("pictures/train", views="100-110").id
+        watched = admin.watch_fill(free)
+        assert any(status.state == "running" for status in watched)
+        for _ in range(65):
+            watchers.append(streams.enter_context(raw.stream("GET", f"/v1/fills/{free}/events")))
+        assert [one.status_code for one in watchers] == [200] * 64 + [503]
+        assert watchers[-1].headers["retry-after"].isdigit()
+        # Nobody asks anything meanwhile.
+        make_key("revoke", "other", "--file", str(file))
+        *_, last = watched
+    assert last.error is not None
+    assert (last.state, last.error.code) == ("cancelled", "unauthorized")
+    assert "'other' was revoked" in last.error.error
+
+
 def test_the_budget_of_a_key_is_exact_under_concurrency_and_after_a_restart(
     launch_server: Callable, make_images: Callable, make_key: Callable, tmp_path: Path
 ) -> None:
