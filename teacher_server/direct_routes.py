@@ -14,6 +14,9 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
+from shared.errors import InputError
+from teacher_server.permissions import LOOK
+
 Step = tuple[Callable[..., Any], tuple[str, ...]]
 """A coroutine function, and the names it takes: ``request``, and parameters of the path."""
 
@@ -43,12 +46,22 @@ class DirectRoute(Route):
         return match, {**found, "route": self} if found else found
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _refuse_body(scope)
         request = Request(scope, receive, send)
         given = {"request": request, **scope["path_params"]}
         for call, names in self._checks:
             await call(**{name: given[name] for name in names})
         answer: Response = await self._call(**{name: given[name] for name in self._names})
         await answer(scope, receive, send)
+
+
+def _refuse_body(scope: Scope) -> None:
+    """Raise `InputError` for a body with GET or HEAD: a stream of events would hold it, or wait for it."""
+    if scope["method"] in LOOK and any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+        for name, value in scope["headers"]
+    ):
+        raise InputError(f"{scope['method']} takes no body; send it without one, and what to ask in path and query")
 
 
 def _step(call: Callable[..., Any]) -> Step:

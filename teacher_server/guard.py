@@ -63,7 +63,8 @@ class Guard:
             if scope["state"].get("crowded") and scope["path"] not in PROBES:
                 raise UnavailableError("too many connections or unread answers; ask again in a moment")
             await self._check(scope, headers=headers)
-            body.admit(_declared_bytes(headers))
+            # With GET no route reads one, and each refuses it.
+            body.admit(0 if scope["method"] in LOOK else _declared_bytes(headers))
         except TeachonceError as error:
             if isinstance(error, UnauthorizedError) and wants_login(scope):
                 await RedirectResponse("/login", status_code=303)(scope, receive, send_with_id)
@@ -91,7 +92,7 @@ class Guard:
                 # Where there is nothing, there is nothing to forbid: routing says so.
                 if has_route(scope):
                     raise
-        self._check_body_headers(scope["method"], path, headers=headers)
+        self._check_body_headers(path, headers=headers)
 
     def _check_host(self, hosts: list[bytes]) -> None:
         match = HOST_PATTERN.fullmatch(hosts[0].decode("latin-1")) if len(hosts) == 1 else None
@@ -104,10 +105,7 @@ class Guard:
         if is_loopback(self.settings.host) or self.access.ring is None:
             raise InputError(f"this server is not {name[:80]!r}; add --allowed-host {name[:80]} if it should be")
 
-    def _check_body_headers(self, method: str, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
-        # It would be held, or waited for, as long as an answer that does not end.
-        if method in LOOK and (_declared_bytes(headers) or _values(headers, b"transfer-encoding")):
-            raise InputError(f"{method} takes no body; send it without one, and what to ask in the path and the query")
+    def _check_body_headers(self, path: str, *, headers: list[tuple[bytes, bytes]]) -> None:
         encodings = {value.strip().lower() for value in _values(headers, b"content-encoding")} - {b"identity", b""}
         if encodings and not COMPRESSED_PATHS.fullmatch(path):
             raise _unsupported_encoding(encodings)

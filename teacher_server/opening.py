@@ -110,7 +110,6 @@ def open_teacher(options: TeacherOptions, *, datasets: Sequence[ImageDataset]) -
             "--classes": options.classes is not None,
             "--device": options.device not in ("auto", "cpu"),
             "--precision": options.precision != "float32",
-            "--threads": options.threads is not None,
             "--compile": options.compiled,
             "--trust-export": options.trust_export,
         }

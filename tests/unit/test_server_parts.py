@@ -100,8 +100,8 @@ def test_a_body_over_the_limit_is_read_to_twice_the_limit_and_its_deadline(sent:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def take_all() -> None:
-        settings = ServerSettings(max_body_bytes=10, body_timeout_s=0.2)
-        body = LimitedBody(receive, settings=settings, hold=Hold(Uploads(most_bytes=100)))
+        settings = ServerSettings(body_timeout_s=0.2)
+        body = LimitedBody(receive, settings=settings, max_bytes=10, hold=Hold(Uploads(most_bytes=100)))
         while True:
             await body.receive()
 
