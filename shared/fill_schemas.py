@@ -37,7 +37,13 @@ class FillRequest(StrictModel):
     rows: list[Row] | None = Field(
         default=None, min_length=1, description="which rows; with neither rows nor sample: all"
     )
-    views: str = Field(default="0", max_length=1000, description="views such as 0 or 0,5 or 1-162")
+    views: str = Field(
+        default="0",
+        max_length=1000,
+        description="views such as 0 or 0,5 or 1-162",
+        # Said, not checked: the error of what is no view is better than a pattern's.
+        json_schema_extra={"pattern": r"^[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*$"},
+    )
     run: Name | None = Field(
         default=None, description="who pays for teacher calls; without one the first run of the key, else default"
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import InputError, UnknownNameError
+from shared.errors import InputError, RowRangeError, UnknownNameError
 
 KEY_BYTES = 32
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -81,7 +81,7 @@ def sample_rows(*, num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
     The order returned is the drawing order, not the row order.
     """
     if not 0 <= count <= num_rows:
-        raise InputError(f"cannot sample {count} rows of {num_rows}; use 0 to {num_rows}")
+        raise RowRangeError(f"cannot sample {count} rows of {num_rows}; use 0 to {num_rows}")
     digests = [hashlib.sha256(f"{seed}:{row}".encode("ascii")).digest() for row in range(num_rows)]
     order = sorted(range(num_rows), key=digests.__getitem__)
     return np.array(order[:count], dtype=np.int64)

@@ -98,7 +98,10 @@ INFER = documented(
     errors=ANSWERING,
     body=json_body(InferRequest) | {OCTETS: BINARY},
     binary=OCTETS,
-    headers=("Inference-Header-Content-Length", "Content-Encoding"),
+    headers={
+        "Inference-Header-Content-Length": {"type": "integer", "minimum": 0},
+        "Content-Encoding": {"enum": ["identity", *WINDOW_BITS]},
+    },
 )
 
 

@@ -33,14 +33,14 @@ def documented(
     events: bool = False,
     status: int = 200,
     query: Mapping[str, Mapping[str, Any]] | None = None,
-    headers: Sequence[str] = (),
+    headers: Mapping[str, Mapping[str, Any]] | None = None,
     answer_types: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a route decorator.
 
     ``body`` maps content types to schemas, ``binary`` is the content type of an answer that is not JSON, ``query`` maps
-    parameters to schemas, ``headers`` names some. ``status`` is that of a success, ``events`` says that it is a stream,
-    ``answer_types`` maps content types of an answer without a model to schemas.
+    parameters to schemas, ``headers`` does so for headers. ``status`` is that of a success, ``events`` says that it is
+    a stream, ``answer_types`` maps content types of an answer without a model to schemas.
     """
     success: dict[str, Any] = {"description": HTTPStatus(status).phrase} if answer is None else {"model": answer}
     if text:
@@ -60,7 +60,7 @@ def documented(
             # A list is one value with commas.
             {"name": name, "in": "query", "schema": dict(schema)} | ({"explode": False} if "items" in schema else {})
             for name, schema in (query or {}).items()
-        ] + [{"name": name, "in": "header", "schema": {"type": "string"}} for name in headers]
+        ] + [{"name": name, "in": "header", "schema": dict(schema)} for name, schema in (headers or {}).items()]
     return {
         "response_model": None,
         "status_code": status,

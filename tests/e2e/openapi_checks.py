@@ -14,6 +14,10 @@ BEYOND_A_SCHEMA = {
 }
 
 
+def _json(case: Any) -> bytes:
+    return json.dumps(case.body, default=str).encode()
+
+
 @schemathesis.check
 def valid_data_is_accepted(ctx: Any, response: Any, case: Any) -> bool | None:
     """As `positive_data_acceptance`, but for what only the server's data can tell."""
@@ -22,6 +26,9 @@ def valid_data_is_accepted(ctx: Any, response: Any, case: Any) -> bool | None:
         if case.media_type not in (None, "application/json") or case.operation.path.endswith("/infer"):
             return None
         told = json.loads(response.content)
+        # To JSON Schema 1.0 is an integer; here it is none. And 5-1 has the pattern of a range of views.
+        if ("valid integer" in told["error"] and b".0" in _json(case)) or "run backwards" in told["error"]:
+            return None
         # 2^63 - 1 is no double, and generators take bounds as doubles.
         if told["code"] in BEYOND_A_SCHEMA or str(2**63 - 1) in told["error"]:
             return None
