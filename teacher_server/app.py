@@ -33,7 +33,7 @@ from teacher_server.routes_login import router as login_router
 from teacher_server.routes_pages import router as pages_router
 from teacher_server.routes_state import router as state_router
 from teacher_server.routes_status import router as status_router
-from teacher_server.service import Service
+from teacher_server.service import Service, service_of
 from teacher_server.settings import ServerSettings
 from teacher_server.status import Status
 
@@ -117,7 +117,7 @@ def create_app(
 
 
 async def _reference(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service = service_of(request)
     served = [name.split("/") for name in service.datasets]
     names = {
         "model": [service.teacher_id],

@@ -29,20 +29,15 @@ from teacher_server.paying import paying_run
 from teacher_server.questions import Question, image_list
 from teacher_server.reading import expect_type, read_query
 from teacher_server.replies import JsonReply
-from teacher_server.service import Service
+from teacher_server.service import Service, service_of
 
 OCTETS = "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 async def _check_model(request: Request, model: str) -> None:
     """Raise `UnknownNameError` for a model that is not the teacher."""
-    known = _service(request).teacher.description.id
+    known = service_of(request).teacher.description.id
     if model != known:
         raise UnknownNameError(f"unknown model {model[:80]!r}; this server has {known!r}")
 
@@ -68,7 +63,7 @@ async def server_metadata() -> Response:
 @router.get("", **documented(ModelMetadata, errors=(404,)))
 async def model_metadata(request: Request) -> Response:
     """The teacher's inputs, of which a request has exactly one, and its outputs."""
-    service = _service(request)
+    service = service_of(request)
     inputs = [
         {"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
         {"name": "row", "datatype": "INT64", "shape": [-1]},
@@ -86,7 +81,7 @@ async def model_metadata(request: Request) -> Response:
 @router.get("/ready", **documented(ModelReady, errors=(404, 503)))
 async def model_ready(request: Request) -> Response:
     """Whether the teacher can be asked now; 503 says why not."""
-    service = _service(request)
+    service = service_of(request)
     trouble = service.answering.trouble
     if trouble is not None:
         raise UnavailableError(f"not ready: {trouble}")
@@ -112,7 +107,7 @@ async def infer(request: Request) -> Response:
 
     Tensors are JSON, or follow it as little-endian bytes; bodies may be gzip or deflate, both ways.
     """
-    service = _service(request)
+    service = service_of(request)
     asked, tail = await _read(request)
     # Decimals take milliseconds, in which others are answered.
     name, tensor = await asyncio.to_thread(read_tensor, asked, tail) if not tail else read_tensor(asked, tail)
@@ -153,7 +148,7 @@ async def _read(request: Request) -> tuple[InferRequest, memoryview]:
         raise UnsupportedTypeError(f"Content-Encoding {coding[:40]!r} is not read; send gzip, deflate or plain bytes")
     body = await request.body()
     if coding in WINDOW_BITS:
-        limit = _service(request).settings.max_body_bytes
+        limit = service_of(request).settings.max_body_bytes
         body = await asyncio.to_thread(inflate, body, coding=coding, max_bytes=limit, hold=request.state.hold)
     return read_request(body, header_lengths=request.headers.getlist(HEADER_LENGTH))
 

@@ -4,7 +4,7 @@ from fastapi import Request
 
 from teacher_server.keys import ApiKey
 from teacher_server.permissions import check_run
-from teacher_server.service import DEFAULT_RUN, Service
+from teacher_server.service import DEFAULT_RUN, service_of
 
 
 def paying_run(request: Request, *, asked: str | None) -> str:
@@ -13,7 +13,7 @@ def paying_run(request: Request, *, asked: str | None) -> str:
     Raises `ForbiddenError` for one that is not the key's, `UnknownNameError` for one that nobody made.
     """
     key: ApiKey = request.state.key
-    service: Service = request.app.state.service
+    service = service_of(request)
     own = DEFAULT_RUN if key.runs is None else key.runs[0]
     run = own if asked is None else asked
     check_run(key, run)

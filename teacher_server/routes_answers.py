@@ -17,7 +17,7 @@ from teacher_server.paying import paying_run
 from teacher_server.questions import Pixels, Question, image_list
 from teacher_server.reading import expect_type, read_integer, read_json, read_query
 from teacher_server.replies import answer_reply
-from teacher_server.service import Service
+from teacher_server.service import service_of
 
 router = APIRouter(prefix="/v1", tags=["Answers"])
 
@@ -36,7 +36,7 @@ class OutputsAndRun(TypedDict):
 )
 async def ask_rows(request: Request) -> Response:
     """Answers for rows of a data set; rows that nobody has paid for are computed, kept, and charged to the run."""
-    service = _service(request)
+    service = service_of(request)
     asked = await read_json(request, model=LogitsRequest)
     service.check_count(len(asked.rows))
     question = service.rows(asked.dataset, rows=asked.rows, view=asked.view)
@@ -55,7 +55,7 @@ async def read_row(request: Request, dataset: str, split: str, row: str) -> Resp
     query = read_query(request, known=("view", "outputs", "run"))
     view = read_integer(query.get("view", "0"), what="view")
     name = f"{dataset}/{split}"
-    question = _service(request).rows(name, rows=[read_integer(row, what="row")], view=view)
+    question = service_of(request).rows(name, rows=[read_integer(row, what="row")], view=view)
     if None in question.cached():
         remedy = f'POST /v1/logits {{"dataset": "{name}", "rows": [{question.rows[0]}]}} asks the teacher'
         raise MissingRowsError(
@@ -80,7 +80,7 @@ async def ask_images(request: Request) -> Response:
 
     A body without a Content-Type is read as an image file.
     """
-    service = _service(request)
+    service = service_of(request)
     kind = expect_type(request, allowed=(*IMAGE_TYPES, CONTENT_TYPE), unnamed=IMAGE_TYPES[-1])
     query = read_query(request, known=("outputs", "run"))
     body = await request.body()
@@ -100,7 +100,7 @@ async def ask_images(request: Request) -> Response:
 async def _answer(
     request: Request, *, question: Question, outputs: list[str], run: str | None, fields: Mapping[str, object]
 ) -> Response:
-    service = _service(request)
+    service = service_of(request)
     request.state.images = len(question)
     answers = await service.answering.answer(
         question,
@@ -118,11 +118,6 @@ async def _answer(
         teacher_calls=answers.teacher_calls,
         accept=request.headers.get("accept", ""),
     )
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
 
 
 def _outputs_and_run(query: Mapping[str, str]) -> OutputsAndRun:

@@ -9,15 +9,15 @@ from starlette.requests import ClientDisconnect
 
 from cache.payer import Payer
 from shared.fill_schemas import MAX_FILL_BYTES, FillList, FillRequest, FillStatus
+from teacher_server.event_stream import EventStream
 from teacher_server.fill_job import read_job
-from teacher_server.fill_watchers import FillStream
 from teacher_server.keys import ApiKey, Scope
 from teacher_server.openapi import documented, json_body
 from teacher_server.paying import paying_run
 from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
 from teacher_server.running_fill import RunningFill
-from teacher_server.service import Service
+from teacher_server.service import service_of
 
 router = APIRouter(prefix="/v1/fills", tags=["Fills"])
 
@@ -32,7 +32,7 @@ async def start_fill(request: Request) -> Response:
     402 before anything is computed where the budget does not cover all that is missing. Submitted again, it costs
     nothing for what is there. It ends with its server process; what was done is kept.
     """
-    service = _service(request)
+    service = service_of(request)
     asked = await read_json(request, model=FillRequest, max_bytes=MAX_FILL_BYTES)
     payer = Payer(request.state.owner, paying_run(request, asked=asked.run))
     named = service.rows(asked.dataset, rows=(), view=0)
@@ -45,7 +45,7 @@ async def start_fill(request: Request) -> Response:
 @router.get("", **documented(FillList))
 async def list_fills(request: Request) -> Response:
     """The last fills of this server process, the newest first."""
-    fills = _service(request).fills.recent(owner=_owner(request))
+    fills = service_of(request).fills.recent(owner=_owner(request))
     return JsonReply({"fills": [fill.status().model_dump() for fill in fills]})
 
 
@@ -64,9 +64,9 @@ async def fill_events(request: Request, fill_id: str) -> Response:
     fill = _fill(request, fill_id)
     # Read to its end: once the stream has begun, a body that fails has no answer any more.
     await request.body()
-    return FillStream(
-        _events(fill, request=request), watchers=_service(request).fills.watchers, owner=request.state.owner
-    )
+    watchers, owner = service_of(request).fills.watchers, request.state.owner
+    watchers.enter(owner)
+    return EventStream(_events(fill), request=request, left=partial(watchers.leave, owner))
 
 
 @router.delete("/{fill_id}", **documented(FillStatus, errors=(404, 504)))
@@ -74,19 +74,16 @@ async def cancel_fill(request: Request, fill_id: str) -> Response:
     """Ask nothing more; answers when what is in flight is kept. A fill that has ended stays as it is."""
     fill = _fill(request, fill_id)
     fill.stop("cancelled")
-    await fill.wait(timeout_s=_service(request).settings.deadline_s)
+    await fill.wait(timeout_s=service_of(request).settings.deadline_s)
     return JsonReply(fill.status().model_dump())
 
 
-async def _events(fill: RunningFill, *, request: Request) -> AsyncIterator[str]:
+async def _events(fill: RunningFill) -> AsyncIterator[bytes]:
     async for status in fill.watch():
-        # A key that was revoked meanwhile reads no further.
-        if not await request.app.state.access.still_counts(request.scope):
-            return
         if status is None:
-            yield ": still here\n\n"
+            yield b": still here\n\n"
         else:
-            yield f"event: {'end' if status.ended else 'progress'}\ndata: {status.model_dump_json()}\n\n"
+            yield f"event: {'end' if status.ended else 'progress'}\ndata: {status.model_dump_json()}\n\n".encode()
 
 
 async def _check_wanted(request: Request) -> None:
@@ -97,15 +94,10 @@ async def _check_wanted(request: Request) -> None:
 
 
 def _fill(request: Request, fill_id: str) -> RunningFill:
-    return _service(request).fills.get(fill_id, owner=_owner(request))
+    return service_of(request).fills.get(fill_id, owner=_owner(request))
 
 
 def _owner(request: Request) -> str | None:
     """Whose fills the request may see; None: everybody's."""
     key: ApiKey = request.state.key
     return None if Scope.ADMIN in key.scopes else key.name
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service

@@ -10,7 +10,7 @@ from teacher_server.metrics import Metrics
 from teacher_server.openapi import documented, json_body
 from teacher_server.reading import read_json
 from teacher_server.replies import JsonReply
-from teacher_server.service import Service
+from teacher_server.service import service_of
 
 router = APIRouter(tags=["Health, ledger and cache"])
 
@@ -27,7 +27,7 @@ async def live() -> Response:
 @router.get("/readyz", **documented(None, errors=(503,)))
 async def ready(request: Request) -> Response:
     """Whether questions can be answered now; 503 says why not."""
-    answering = _service(request).answering
+    answering = service_of(request).answering
     await answering.room.look()
     trouble = answering.trouble
     if trouble is not None:
@@ -38,13 +38,13 @@ async def ready(request: Request) -> Response:
 @router.get("/v1/ledger", **documented(LedgerCounts))
 async def ledger(request: Request) -> Response:
     """Attempts, calls, hits and joined requests, in all and per run."""
-    return JsonReply(await _service(request).ledger())
+    return JsonReply(await service_of(request).ledger())
 
 
 @router.get("/v1/runs/{name}", **documented(RunCounts, errors=(404,)))
 async def run_counts(request: Request, name: str) -> Response:
     """One run: its budget and what it used."""
-    return JsonReply(await _service(request).run_counts(name))
+    return JsonReply(await service_of(request).run_counts(name))
 
 
 @router.put(
@@ -53,7 +53,7 @@ async def run_counts(request: Request, name: str) -> Response:
 async def set_budget(request: Request, name: str) -> Response:
     """Make a run or change its budget; null removes the limit."""
     asked = await read_json(request, model=BudgetRequest)
-    service = _service(request)
+    service = service_of(request)
     await service.set_budget(name, budget=asked.budget)
     return JsonReply(await service.run_counts(name))
 
@@ -61,7 +61,7 @@ async def set_budget(request: Request, name: str) -> Response:
 @router.get("/v1/cache", **documented(None))
 async def inventory(request: Request) -> Response:
     """What is cached: teachers, data sets, views, coverage; and what can be asked."""
-    return JsonReply(await _service(request).inventory())
+    return JsonReply(await service_of(request).inventory())
 
 
 @router.get("/metrics", **documented(None, text=True))
@@ -76,8 +76,3 @@ async def metrics(request: Request) -> Response:
 def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service

@@ -3,21 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from cache.coverage import count_blocks
 from cache.handle import CacheHandle
 from shared.errors import InputError, UnavailableError
 from shared.status_schemas import CoverageAnswer, StatusAnswer
 from shared.views import check_view
+from teacher_server.event_stream import EventStream
 from teacher_server.openapi import COUNT, documented
 from teacher_server.reading import read_integer, read_query
 from teacher_server.replies import JsonReply
-from teacher_server.service import Service
+from teacher_server.service import service_of
 from teacher_server.status import Status
 
 router = APIRouter(prefix="/v1", tags=["Status"])
@@ -47,34 +48,10 @@ async def watch(request: Request) -> Response:
     state = request.app.state
     if len(state.watchers) >= MOST_WATCHERS:
         raise UnavailableError(f"{MOST_WATCHERS} clients are watching already; ask GET /v1/status now and then")
+    watcher = object()
+    state.watchers.add(watcher)
     events = _events(state.status, stopping=state.stopping)
-    return EventStream(_while_allowed(events, request=request), watchers=state.watchers)
-
-
-class EventStream(StreamingResponse):
-    """One of the watchers from when it is made until it ends, however that comes about."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[bytes], *, watchers: set[object]) -> None:
-        super().__init__(events, headers={"cache-control": "no-store"})
-        self._watchers = watchers
-        watchers.add(self)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send events."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._watchers.discard(self)
-
-
-async def _while_allowed(events: AsyncIterator[bytes], *, request: Request) -> AsyncIterator[bytes]:
-    """Events until the key that they were asked with, or its session, ends."""
-    async for event in events:
-        if not await request.app.state.access.still_counts(request.scope):
-            return
-        yield event
+    return EventStream(events, request=request, left=partial(state.watchers.discard, watcher))
 
 
 async def _events(status: Status, *, stopping: asyncio.Event) -> AsyncIterator[bytes]:
@@ -108,7 +85,7 @@ async def coverage(request: Request, dataset: str, split: str) -> Response:
     blocks = read_integer(query.get("blocks", "128"), what="blocks")
     if not 1 <= blocks <= MOST_BLOCKS:
         raise InputError(f"{blocks} blocks; use 1 to {MOST_BLOCKS}")
-    service: Service = request.app.state.service
+    service = service_of(request)
     cache = service.cache_of(f"{dataset}/{split}")
     check_view(one or 0, policy=cache.dataset.view_policy)
     return JsonReply(await asyncio.to_thread(_coverage, cache, view=one, blocks=blocks))

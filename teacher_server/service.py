@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from starlette.requests import Request
+
 from cache.handle import CacheHandle
 from cache.history_report import measured_time
 from cache.layout import UPLOADS as UPLOADS_NAME
@@ -179,6 +181,12 @@ class Service:
 
 def _keys_of(images: Sequence[Pixels]) -> list[bytes]:
     return [pixel_key(image) for image in images]
+
+
+def service_of(request: Request) -> Service:
+    """What the application of a request stands on."""
+    service: Service = request.app.state.service
+    return service
 
 
 def _first(images: Sequence[Pixels]) -> Pixels:
