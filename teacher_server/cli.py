@@ -3,22 +3,19 @@
 import logging
 import os
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cache.layout import OUTPUT_DTYPES
 from shared.command import run_command
 from shared.errors import InputError
 from shared.malloc import keep_freed_memory
-from shared.outputs import CONSTANTS, INPUT_GRAD, map_number
 from teacher_server.key_command import app as key_app
 from teacher_server.log_lines import LogFormat, LogLevel, set_up_log
 from teacher_server.opening import RowOptions, TeacherOptions
+from teacher_server.option_texts import added_outputs, kept_outputs, run_budgets
 from teacher_server.options import (
-    MOST_CALLS,
     WITH_SERVER,
     AddOutputs,
     ApiKey,
@@ -54,7 +51,6 @@ from teacher_server.options import (
     refuse_others,
 )
 
-NAMES = ("logits", "features", INPUT_GRAD, CONSTANTS)
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -143,8 +139,8 @@ def serve(
         data_root=data_root,
         download=download,
         view_policy=view_policy,
-        outputs=_kept(outputs, dtype=dtype),
-        budgets=RunBudgets(whole=budget, runs=_run_budgets(run or ())),
+        outputs=kept_outputs(outputs, dtype=dtype),
+        budgets=RunBudgets(whole=budget, runs=run_budgets(run or ())),
         ready=lambda url: print(f"listening on {url}", flush=True),
     )
     if signal.SIGINT in signals:
@@ -222,8 +218,8 @@ def fill(
         rows=chosen,
         views=views,
         view_policy=view_policy,
-        outputs=None if add_outputs else _kept(outputs, dtype=dtype),
-        added=_added(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
+        outputs=None if add_outputs else kept_outputs(outputs, dtype=dtype),
+        added=added_outputs(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
         budget=budget,
         run="default" if run is None else run,
         batch_images=batch,
@@ -284,65 +280,14 @@ def plan(
         rows=chosen,
         views=views,
         view_policy=view_policy,
-        outputs=None if add_outputs else _kept(outputs, dtype=dtype),
-        added=_added(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
+        outputs=None if add_outputs else kept_outputs(outputs, dtype=dtype),
+        added=added_outputs(add_outputs, dtype=dtype, outputs=outputs, rows=chosen, views=views),
         budget=budget,
         run=run,
         batch_images=batch,
     )
     for line in plan_fills(options, rate=rate):
         print(line)
-
-
-def _kept(outputs: str | None, *, dtype: str | None) -> dict[str, str] | None:
-    """What a new cache keeps, by name; None = as created, or the default where new."""
-    if outputs is None and dtype is None:
-        return None
-    pairs = [part.partition("=") for part in (outputs or "logits,features").split(",")]
-    kept = {name: own or dtype or "float16" for name, _, own in pairs}
-    unknown = [name for name in kept if name not in NAMES and map_number(name) is None]
-    if unknown or len(kept) < len(pairs):
-        raise InputError(
-            f"cannot keep outputs {outputs!r}; use logits or logits,features, and maps.K, attention.K, {INPUT_GRAD}, "
-            f"{CONSTANTS} where the teacher has them, each =DTYPE if wanted"
-        )
-    for chosen in kept.values():
-        if chosen not in OUTPUT_DTYPES:
-            raise InputError(f"cannot keep answers as {chosen[:40]!r}; use {', '.join(OUTPUT_DTYPES)}")
-    return kept
-
-
-def _added(
-    added: str | None, *, dtype: str | None, outputs: str | None, rows: RowOptions, views: str
-) -> dict[str, str] | None:
-    """What caches that exist get besides, by name; None: nothing."""
-    if added is None:
-        return None
-    if outputs is not None or rows.selects or views != "0":
-        raise InputError(
-            "--add-outputs is about all that a cache holds: leave out --outputs, --sample, --rows and --views"
-        )
-    kept = _kept(f"logits,{added}", dtype=dtype) or {}
-    del kept["logits"]
-    return kept
-
-
-def _run_budgets(texts: Sequence[str]) -> dict[str, int | None]:
-    """Runs with their budgets, each named once."""
-    runs: dict[str, int | None] = {}
-    for name, budget in map(_run_budget, texts):
-        if name in runs:
-            raise InputError(f"--run names {name[:80]!r} twice; give each run once")
-        runs[name] = budget
-    return runs
-
-
-def _run_budget(text: str) -> tuple[str, int | None]:
-    """``NAME`` or ``NAME=CALLS``."""
-    name, equals, calls = text.partition("=")
-    if equals and not (calls.isascii() and calls.isdigit() and len(calls) < len(str(MOST_CALLS))):
-        raise InputError(f"cannot read --run {text[:80]!r}; write NAME, or NAME=CALLS such as paper=1600")
-    return name, int(calls) if equals else None
 
 
 def main() -> None:
