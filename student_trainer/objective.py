@@ -11,7 +11,8 @@ from shared.datasets.base import ImageDataset
 from shared.errors import InputError
 from shared.models.features import find_head
 from student_trainer.config import TrainConfig
-from student_trainer.losses.base import DistillLoss, TrainingFacts
+from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.registry import loss_class
 from student_trainer.order import LOSS, derived_seed
 from student_trainer.rows import Selection

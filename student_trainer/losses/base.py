@@ -5,9 +5,7 @@ Shape key: B batch, C classes, D feature width.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,89 +13,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.facts import TrainingFacts
+from student_trainer.losses.hyper import Limit, MapChoice
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limit:
-    """The values that a hyper-parameter may take."""
-
-    kind: type
-    """``float``, ``int``, ``bool`` or ``str``."""
-    low: float = -math.inf
-    """Smallest number allowed, itself included unless ``above``."""
-    high: float = math.inf
-    """Largest number allowed; infinity itself is never allowed."""
-    above: bool = False
-    """Whether ``low`` itself is refused."""
-    choices: tuple[str, ...] = ()
-    """The words allowed, for ``str``."""
-
-    def __str__(self) -> str:
-        if self.kind is bool:
-            return "true or false"
-        if self.choices:
-            return " or ".join(self.choices)
-        sign = ">" if self.above else ">="
-        text = "" if self.low == -math.inf else f" {sign} {self.low:g}"
-        return f"{self.kind.__name__}{text}" + ("" if self.high == math.inf else f", <= {self.high:g}")
-
-    def read(self, value: object) -> Any:
-        """``value``, or the text of an option, as this hyper-parameter's type; ValueError where it does not fit."""
-        if self.kind is bool:
-            return _read_bool(value)
-        if self.kind is str:
-            if value not in self.choices:
-                raise ValueError
-            return value
-        number = _read_number(value)
-        if self.kind is int and number != int(number):
-            raise ValueError
-        if number < self.low or number > self.high or (self.above and number == self.low):
-            raise ValueError
-        return self.kind(number)
-
-
-def _read_number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _read_bool(value: object) -> bool:
-    words = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TrainingFacts:
-    """What a loss may know of the training before its first step. Shape key: N training rows with an answer."""
-
-    seed: int
-    """A loss that draws at random draws from this."""
-    classes: int
-    """C."""
-    rows: Tensor
-    """int64 [N], each once: every value that `DistillBatch.rows` will hold."""
-    labels: Tensor
-    """int64 [N], of ``rows``."""
-    student_width: int | None = None
-    """D of the student's features; None where the loss does not need them."""
-    teacher_width: int | None = None
-    """D of the teacher's features; None where the loss does not need them."""
-
-
+OUTPUTS_OF_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "teacher_logits": ("logits",),
+    "teacher_features": ("features",),
+    "teacher_input_grad": (INPUT_GRAD,),
+    "teacher_constants": (CONSTANTS,),
+}
+"""Field of a batch that a loss may need -> the teacher's outputs that fill it."""
+NUMBERED_FIELDS: Mapping[str, str] = {"teacher_maps": MAPS, "teacher_attention": ATTENTION}
+"""The same where the outputs are numbered: what their names begin with."""
 REMEDIES: Mapping[str, str] = {
     "mix": "before each step call loss.mix(count), mix the images as it says, and pass what it gave on in the batch",
     "rows": "give the data set's rows of the batch, as CachedTeacherLoader does",
     "student_features": "give the input of the student's last linear layer",
+    "student_maps": "give the feature maps that the loss compares, in their order",
+    "teacher_maps": "gather those outputs maps.K from a cache that holds them, in the order of the student's",
+    "teacher_attention": "gather those outputs attention.K from a cache that holds them",
+    "student_inputs": "give the images as the student saw them, requiring gradients",
+    "teacher_input_grad": "gather outputs=('input_grad',) from a cache that holds it",
+    "teacher_constants": "give CacheReader.constants() as tensors",
     "teacher_features": "gather outputs=('logits', 'features') from a cache that holds them",
 }
 """How a field that a loss needs comes into a batch, where the name alone does not say it."""
@@ -116,12 +55,24 @@ class DistillLoss(nn.Module):
     """Weight of this loss, as its authors use it."""
     needs: tuple[str, ...] = ("teacher_logits",)
     """Fields of `DistillBatch`, beside the student's logits, that must not be None."""
+    maps: str = "last"
+    """Which feature maps of the student it compares, a `MapChoice`: a hyper-parameter of losses that need any."""
+    teacher_maps: str = "same"
+    """Which of the teacher's, a `MapChoice`: a hyper-parameter of the same losses."""
     min_rows: int = 1
     """Smallest batch for which the loss is defined."""
     value: Callable[..., Tensor]
     """The loss itself, a method of every subclass: ``value(batch)``, where the batch has all that is needed."""
     finishes: bool = False
     """Whether `finish` has something to do after training."""
+    prepares: bool = False
+    """Whether `prepare` has something to do before training."""
+    samples_per_class: int | None = None
+    """How many samples of each class a batch should hold; None: batches are drawn from all rows alike."""
+    ce_factor: float = 1.0
+    """What cross-entropy's weight is multiplied by in this epoch; `begin_epoch` may set it."""
+    kd_factor: float = 1.0
+    """What this loss's own weight is multiplied by in this epoch; `begin_epoch` may set it."""
 
     @classmethod
     def read_hyper(cls, hyper: Mapping[str, object]) -> dict[str, Any]:
@@ -167,11 +118,40 @@ class DistillLoss(nn.Module):
         with torch.autocast(batch.student_logits.device.type, enabled=False):
             return self.value(batch, **options)
 
+    def student_map_numbers(self, count: int) -> tuple[int, ...]:
+        """Which maps `DistillBatch.student_maps` holds, of a student that has ``count``."""
+        return MapChoice(self.maps).numbers(count) if "student_maps" in self.needs else ()
+
+    def teacher_outputs(self, *, student_maps: int, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Field of a batch -> the teacher's outputs that fill it, in order; empty where no teacher is asked.
+
+        ``student_maps`` is how many maps the student has; ``offered`` names the outputs that can be had, for a loss
+        that can do with one or another. What it needs is named even where it is not offered.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for need in self.needs:
+            if need in OUTPUTS_OF_FIELDS:
+                found[need] = OUTPUTS_OF_FIELDS[need]
+            elif need in NUMBERED_FIELDS:
+                own = MapChoice(self.maps).numbers(student_maps)
+                numbers = MapChoice(self.teacher_maps).of_teacher(own)
+                found[need] = tuple(f"{NUMBERED_FIELDS[need]}{number}" for number in numbers)
+        return found
+
     def start(self, facts: TrainingFacts) -> None:
         """Called once before training: draw from ``facts.seed``, make parameters and buffers of the shapes announced.
 
         Parameters made here are trained with the student's; all that `state_dict` holds is kept for ``--resume``.
         """
+
+    def prepare(self, answers: Callable[[int], Iterable[DistillBatch]]) -> None:
+        """Called once after `start` where `prepares`: learn from the teacher alone, before there is a student.
+
+        ``answers(epoch)`` gives all answered rows once, in batches whose ``student_logits`` are zeros [B, C].
+        """
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, from 0: a loss with stages or a warm-up sets its factors here."""
 
     def mix(self, count: int) -> tuple[Tensor, Tensor] | None:
         """Called before each step with the batch's size: (partner int64 [B], weight float32 [B]) on the CPU, or None.
@@ -189,6 +169,18 @@ class DistillLoss(nn.Module):
 
         ``batch`` holds all answered training rows with the trained student's logits in evaluation mode.
         """
+
+
+def maps_of(batch: DistillBatch) -> list[tuple[Tensor, Tensor]]:
+    """(student, teacher) feature maps, pair by pair, each [B, C, H, W] with its own C, H, W; dtypes as `logits_of`."""
+    student, teacher = batch.student_maps, batch.teacher_maps
+    if len(student) != len(teacher):
+        raise InputError(f"the batch has {len(student)} maps of the student and {len(teacher)} of the teacher")
+    for one in (*student, *teacher):
+        if one.ndim != 4 or len(one) != len(batch.student_logits):
+            raise InputError(f"feature maps are [B, C, H, W] of the batch's samples; one is {list(one.shape)}")
+    wide = [widen(one) for one in student]
+    return [(own, other.detach().to(own.dtype)) for own, other in zip(wide, teacher, strict=True)]
 
 
 def logits_of(batch: DistillBatch) -> tuple[Tensor, Tensor]:

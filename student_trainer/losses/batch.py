@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shared.outputs import MAPS, map_number
+from shared.outputs import ATTENTION, MAPS, map_number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,6 +33,8 @@ class DistillBatch:
     """Feature maps, each float [B, C, H, W]."""
     teacher_maps: tuple[Tensor, ...] = ()
     """The teacher's feature maps, each float [B, C, H, W]."""
+    teacher_attention: tuple[Tensor, ...] = ()
+    """The teacher's maps reduced to attention, each float [B, H x W] at length 1 over its places."""
     soft_labels: Tensor | None = None
     """float [B, C]: label distributions, in the place of the labels where an image shows two rows."""
     mix: tuple[Tensor, Tensor] | None = None
@@ -46,16 +48,15 @@ class DistillBatch:
 
     @staticmethod
     def teacher_fields(outputs: Mapping[str, Tensor]) -> dict[str, object]:
-        """The fields that a teacher's outputs, by name, are; maps in the order of their numbers.
-
-        Attention has no field: a loss that wants it takes it by name.
-        """
+        """The fields that a teacher's outputs, by name, are; maps and attention in the order of their numbers."""
         maps = sorted((number, name) for name in outputs if (number := map_number(name)) is not None)
         fields: dict[str, object] = {
             f"teacher_{name}": value for name, value in outputs.items() if map_number(name) is None
         }
-        tensors = tuple(outputs[name] for _, name in maps if name.startswith(MAPS))
-        return fields | ({"teacher_maps": tensors} if tensors else {})
+        for field, kind in (("teacher_maps", MAPS), ("teacher_attention", ATTENTION)):
+            tensors = tuple(outputs[name] for _, name in maps if name.startswith(kind))
+            fields |= {field: tensors} if tensors else {}
+        return fields
 
     def select(self, positions: Tensor) -> "DistillBatch":
         """The samples at ``positions`` (int64 or bool), every field alike; a mixed batch cannot be cut."""

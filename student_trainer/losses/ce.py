@@ -6,8 +6,9 @@ from typing import ClassVar, cast
 from torch import Tensor
 from torch.nn import functional
 
-from student_trainer.losses.base import DistillLoss, Limit, widen
+from student_trainer.losses.base import DistillLoss, widen
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.hyper import Limit
 
 
 class CrossEntropy(DistillLoss):

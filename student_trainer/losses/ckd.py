@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, Limit, logits_of, onehot_of
+from student_trainer.losses.base import DistillLoss, logits_of, onehot_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
+from student_trainer.losses.hyper import Limit
 from student_trainer.losses.kl import softened_kl
 
 

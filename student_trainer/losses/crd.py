@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.base import OUTPUTS, DistillLoss, Limit, TrainingFacts, outputs_of
+from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
+from student_trainer.losses.facts import TrainingFacts
+from student_trainer.losses.hyper import Limit
 from student_trainer.losses.negatives import Negatives, occurrences
 
 EPS = 1e-7

@@ -1,6 +1,6 @@
 """Random numbers of a loss: from its seed and a counter, so that the state_dict says where a resumed run draws on."""
 
-from student_trainer.losses.base import TrainingFacts
+from student_trainer.losses.facts import TrainingFacts
 
 SEED_STEP = 1_000_003
 """Draws after which one seed would repeat what the next one drew first: more than a training makes."""

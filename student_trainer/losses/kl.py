@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from student_trainer.losses.base import DistillLoss, Limit, logits_of
+from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.hyper import Limit
 
 
 class KL(DistillLoss):

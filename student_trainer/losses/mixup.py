@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, Limit, logits_of
+from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
+from student_trainer.losses.hyper import Limit
 from student_trainer.losses.kl import softened_kl_per_sample
 
 

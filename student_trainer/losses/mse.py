@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from student_trainer.losses.base import DistillLoss, Limit, logits_of, onehot_of, widen
+from student_trainer.losses.base import DistillLoss, logits_of, onehot_of, widen
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.hyper import Limit
 
 Target = Callable[[DistillBatch], Tensor]
 

@@ -1,4 +1,4 @@
-"""Which losses exist: every `DistillLoss` in a file of this folder, found by itself."""
+"""Which losses exist: every `DistillLoss` with a name in a file of this folder, found by itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -7,18 +7,15 @@ import student_trainer.losses as package
 from shared.errors import UnknownNameError
 from student_trainer.losses.base import DistillLoss
 
-NOT_LOSSES = {"base", "batch", "registry"}
-
 
 def _discover() -> dict[str, type[DistillLoss]]:
     found: dict[str, type[DistillLoss]] = {}
-    for module_info in iter_modules(package.__path__):
-        if module_info.name in NOT_LOSSES:
+    for module_info in iter_modules(package.__path__, prefix=f"{package.__name__}."):
+        if module_info.name == __name__:
             continue
-        module = import_module(f"{package.__name__}.{module_info.name}")
-        for item in vars(module).values():
-            if isinstance(item, type) and issubclass(item, DistillLoss) and item.__module__ == module.__name__:
-                found[item.name] = item
+        for item in vars(import_module(module_info.name)).values():
+            if isinstance(item, type) and issubclass(item, DistillLoss) and item.__module__ == module_info.name:
+                found |= {item.name: item} if "name" in vars(item) else {}
     return dict(sorted(found.items()))
 
 

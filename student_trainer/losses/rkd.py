@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from shared.errors import InputError
-from student_trainer.losses.base import OUTPUTS, DistillLoss, Limit, outputs_of
+from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.hyper import Limit
 
 NUMBERS_AT_ONCE = 2**24
 """Largest tensor of the angle term, in numbers: a larger batch is computed anchor by anchor, twice (64 MiB each)."""

@@ -1,15 +1,13 @@
 """Every loss against numbers of its authors' own code, in float64 and float32, and the identities of facts.json."""
 
 import itertools
-import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden_vectors import Outputs, as_tensors, check_output, grad
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,31 +35,11 @@ SPECS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
 """Golden spec -> (our loss, what the spec fixes, the authors' hyper-parameter names -> ours)."""
 NOT_OURS = {"lam", "loss_fn", "eps", "squared", "relational"}
 """The authors' hyper-parameters that a test reads itself, or that have one value here."""
-BLOWN_UP = 1e9
-"""Gradients above are the authors' division by 1e-12 where samples coincide; ours are 0 there."""
 
 
 def is_exception(case: dict[str, Any]) -> bool:
     """No options of ours: `ckd_add`, an ablation that adds groups instead of comparing them, and squared distances."""
     return case["hyperparams"].get("relational") == "ckd_add" or case["hyperparams"].get("squared") is True
-
-
-@pytest.fixture(scope="session")
-def golden(golden_path: Path) -> Any:
-    sys.path.insert(0, str(golden_path))
-    try:
-        from golden_loader import Golden
-    finally:
-        sys.path.remove(str(golden_path))
-    return Golden(golden_path)
-
-
-@pytest.fixture(scope="session")
-def facts(golden_path: Path) -> Any:
-    return json.loads((golden_path / "facts.json").read_text())
-
-
-Outputs = dict[str, Tensor]
 
 
 def built(case: dict[str, Any], **more: object) -> DistillLoss:
@@ -154,32 +132,6 @@ SIDES = ("student", "teacher")
 KINDS = ("weight", "bias")
 
 
-def grad(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None
-    return tensor.grad
-
-
-def tolerance(case: dict[str, Any], output: str, expected: np.ndarray) -> tuple[float, Any]:
-    """(rtol, atol) as the README of the vectors asks."""
-    if case["dtype"] == "float32":
-        return 0.0, 4 * case["float32_roundoff_vs_float64"][output] + 1e-6 * np.abs(expected)
-    scale = max(1.0, float(np.abs(expected).max()))
-    if case["scenario"] == "offset_1e3" and SPECS[case["spec"]][0] == "rkd":
-        return 1e-9, 1e-9 * scale  # the authors' |a|^2 + |b|^2 - 2ab loses that much at 1e3 from the origin
-    tau = float(case["hyperparams"].get("T", 0))
-    return 1e-9, max(1e-12 * scale, 1e-13 * tau**2)
-
-
-def check(case: dict[str, Any], output: str, found: np.ndarray, expected: np.ndarray) -> None:
-    if case["dtype"] == "float32" and output in case.get("ill_conditioned_float32", ()):
-        return
-    rtol, atol = tolerance(case, output, expected)
-    error = np.abs(found - expected)
-    assert np.all(error <= atol + rtol * np.abs(expected)), (
-        f"{case['id']} {output}: off by {error.max()}, allowed {np.max(atol)}"
-    )
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("spec", sorted(SPECS))
 def test_loss_and_gradient_agree_with_the_authors_code(spec: str, dtype: str, golden: Any) -> None:
@@ -193,20 +145,6 @@ def test_loss_and_gradient_agree_with_the_authors_code(spec: str, dtype: str, go
         for output, tensor in found.items():
             check_output(case, output, tensor.detach().numpy(), expected[output])
     assert compared >= 2 * (len(cases) - 2)
-
-
-def as_tensors(inputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {name: torch.tensor(array) for name, array in inputs.items()}
-
-
-def check_output(case: dict[str, Any], output: str, found: np.ndarray, expected: np.ndarray) -> None:
-    if output.startswith("grad_") and np.abs(expected).max() > BLOWN_UP:
-        assert np.abs(found).max() < 10
-        return
-    if output.startswith("grad_") and case.get("grad_rows_stored"):
-        rows = case["grad_rows_stored"]
-        found = found[: len(rows) if isinstance(rows, list) else int(rows)]
-    check(case, output, found, expected)
 
 
 def test_the_gradients_of_large_cases_agree_beyond_the_stored_rows(golden: Any) -> None:
