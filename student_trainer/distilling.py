@@ -3,9 +3,10 @@
 Shape key: B batch, N training rows, C classes, D feature width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from torch.nn import functional
 from shared.models.features import find_head
 from student_trainer.evaluate import Forward, logits_of
 from student_trainer.job import Job
+from student_trainer.losses.base import NUMBERED_FIELDS
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.order import PREPARATION, drawn_views, epoch_batches
+from student_trainer.student_outputs import StudentAnswer
 
 ANSWERS_AT_ONCE = 512
 """Rows per request for answers outside the steps."""
@@ -29,12 +33,12 @@ class Step(NamedTuple):
     """int64 [B] among the training rows."""
     views: NDArray[np.int64]
     """int64 [B]: the teacher's views."""
-    logits: Tensor
-    """float [B, C], with gradient."""
+    said: StudentAnswer
+    """With gradient."""
+    inputs: Tensor
+    """float [B, 3, H, W]: what the student saw."""
     labels: Tensor
     """int64 [B]."""
-    features: Tensor | None
-    """float [B, D], where the loss needs them."""
     mix: tuple[Tensor, Tensor] | None
     """(partner int64 [B], weight float32 [B]) on the device, where the images were mixed."""
     soft_labels: Tensor | None = None
@@ -43,7 +47,7 @@ class Step(NamedTuple):
 
 def cross_entropy_of(step: Step) -> Tensor:
     """Cross-entropy with the labels, mean over the batch; of mixed images with both labels by weight."""
-    logits_BC = step.logits.float()
+    logits_BC = step.said.logits.float()
     labels = step.labels if step.soft_labels is None else step.soft_labels
     if step.mix is None:
         return functional.cross_entropy(logits_BC, labels)
@@ -55,33 +59,31 @@ def cross_entropy_of(step: Step) -> Tensor:
 
 def distill_batch(job: Job, step: Step) -> DistillBatch | None:
     """The batch as the loss sees it: its answered rows, where the loss needs a teacher; None if they are too few."""
-    positions, views, logits_BC, labels_B, features_BD, mix, soft_BC = step
-    given: dict[str, Tensor] = {}
-    if job.uses_teacher:
-        answered_B = job.selection.answered[positions]
-        if not answered_B.all():
-            if answered_B.sum() < job.objective.loss.min_rows:
-                return None
-            keep = torch.from_numpy(np.flatnonzero(answered_B)).to(job.device)
-            logits_BC, labels_B = logits_BC[keep], labels_B[keep]
-            features_BD = None if features_BD is None else features_BD[keep]
-            soft_BC = None if soft_BC is None else soft_BC[keep]
-            positions, views = positions[answered_B], views[answered_B]
-        given = teacher_answers(job, positions, views=views)
-    return DistillBatch(
-        student_logits=logits_BC,
-        labels=labels_B,
-        rows=torch.from_numpy(job.selection.train[positions]),
-        views=torch.from_numpy(views),
-        student_features=features_BD,
-        mix=mix,
-        soft_labels=soft_BC,
-        **given,  # type: ignore[arg-type]
+    positions, views = step.positions, step.views
+    batch = DistillBatch(
+        student_logits=step.said.logits,
+        labels=step.labels,
+        student_features=step.said.features,
+        student_maps=step.said.maps,
+        student_inputs=step.inputs if "student_inputs" in job.objective.loss.needs else None,
+        mix=step.mix,
+        soft_labels=step.soft_labels,
     )
+    answered_B = job.selection.answered[positions]
+    if job.uses_teacher and not answered_B.all():
+        if answered_B.sum() < job.objective.loss.min_rows:
+            return None
+        batch = batch.select(torch.from_numpy(np.flatnonzero(answered_B)).to(job.device))
+        positions, views = positions[answered_B], views[answered_B]
+    # On the host, where they came from: a loss that looks rows up does so there.
+    about: dict[str, Any] = {"rows": torch.from_numpy(job.selection.train[positions]), "views": torch.from_numpy(views)}
+    return replace(batch, **about, **(teacher_answers(job, positions, views=views) if job.uses_teacher else {}))
 
 
-def teacher_answers(job: Job, positions: NDArray[np.int64], *, views: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Fields of a batch that hold the teacher's answers, [B, ...] on the device."""
+def teacher_answers(
+    job: Job, positions: NDArray[np.int64], *, views: NDArray[np.int64], fields: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Fields of a batch that hold the teacher's answers, [B, ...] on the device; None: all that the loss needs."""
     if job.targets is None:
         return {}
     rows_B = job.selection.train[positions]
@@ -95,7 +97,31 @@ def teacher_answers(job: Job, positions: NDArray[np.int64], *, views: NDArray[np
         return list(job.train_images.pixels(on_device, views, host_B=positions).cpu().numpy())
 
     answers = job.targets.gather(rows_B, views, pixels=pixels)
-    return {need: answers[output] for need, output in job.objective.outputs.items()}
+    wanted = job.outputs if fields is None else {field: job.outputs[field] for field in fields if field in job.outputs}
+    return {field: _field(field, names, answers=answers, job=job) for field, names in wanted.items()}
+
+
+def _field(field: str, names: Sequence[str], *, answers: Mapping[str, Tensor], job: Job) -> object:
+    if field == "teacher_constants":
+        return job.constants
+    return tuple(answers[name] for name in names) if field in NUMBERED_FIELDS else answers[names[0]]
+
+
+def prepare_loss(job: Job) -> None:
+    """Let a loss that has to learn from the teacher first do so."""
+    answered = np.flatnonzero(job.selection.answered)
+    classes = len(job.train_set.classes)
+
+    def answers(epoch: int) -> Iterator[DistillBatch]:
+        """All answered rows once, in a new order."""
+        draw = {"seed": job.config.seed, "epoch": epoch}
+        views_N = drawn_views(job.teacher_views, count=len(answered), purpose=PREPARATION, **draw)
+        for batch in epoch_batches(count=len(answered), batch=job.config.batch, least=2, purpose=PREPARATION, **draw):
+            zeros_BC = torch.zeros(len(batch), classes, device=job.device)
+            yield DistillBatch(student_logits=zeros_BC, **teacher_answers(job, answered[batch], views=views_N[batch]))
+
+    if job.objective.loss.prepares and job.uses_teacher:
+        job.objective.loss.prepare(answers)
 
 
 class Finisher:
@@ -147,7 +173,11 @@ class Finisher:
         if self._given is None:
             starts = range(0, len(positions), ANSWERS_AT_ONCE)
             parts = [positions[start : start + ANSWERS_AT_ONCE] for start in starts]
-            answers = [teacher_answers(self._job, part, views=np.full(len(part), self._view())) for part in parts]
+            # A last layer is finished by logits: all maps of all rows would fill the memory.
+            answers = [
+                teacher_answers(self._job, part, views=np.full(len(part), self._view()), fields=("teacher_logits",))
+                for part in parts
+            ]
             self._given = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
         return self._given
 

@@ -3,14 +3,14 @@
 Everything that can be wrong with the user's input is found here, before the first step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shared.datasets.base import ImageDataset, Normalisation
 from shared.datasets.spec import open_train_test
@@ -25,6 +25,7 @@ from student_trainer.pixel_check import check_pixels
 from student_trainer.progress import ProgressView
 from student_trainer.rows import Selection, held_out, select_rows, wanted_rows
 from student_trainer.student import build_student
+from student_trainer.student_outputs import StudentOutputs
 from student_trainer.targets import Targets, open_cache_targets, open_online_targets
 from student_trainer.view_choice import chosen_views, warn_of_partners, with_chosen_views
 
@@ -40,10 +41,16 @@ class Job:
     normalisation: Normalisation
     targets: Targets | None
     """None where no teacher is used."""
+    outputs: Mapping[str, tuple[str, ...]]
+    """Field of a batch -> the teacher's outputs that fill it, in order; empty where no teacher is asked."""
+    constants: Mapping[str, Tensor]
+    """What the teacher says once, on the device; empty where the loss does not need it."""
     selection: Selection
     teacher_views: tuple[int, ...]
     student_views: StudentViews
     student: nn.Module
+    student_outputs: StudentOutputs
+    """The student with what the loss compares beside its logits."""
     train_images: DeviceImages
     val_images: DeviceImages | None
     device: torch.device
@@ -51,7 +58,7 @@ class Job:
     @property
     def uses_teacher(self) -> bool:
         """Whether the loss asks for teacher answers."""
-        return bool(self.objective.outputs)
+        return self.objective.asks_teacher
 
     def identity(self) -> dict[str, Any]:
         """What else, beside the settings, a resumed run must share."""
@@ -73,23 +80,31 @@ class Job:
 def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView) -> Job:
     """Open and check everything that ``config`` names."""
     objective = read_objective(config)
-    uses_cache = bool(objective.outputs) or config.missing_policy == "skip"
+    uses_cache = objective.asks_teacher or config.missing_policy == "skip"
     train_set, test_set = open_data(config, uses_cache=uses_cache)
-    views, student_views = chosen_views(config, train_set, uses_teacher=bool(objective.outputs))
+    views, student_views = chosen_views(config, train_set, uses_teacher=objective.asks_teacher)
     side = config.image_size
+    # Where sizes differ and none is given, `DeviceImages` says so; it needs the rows.
+    height, width = train_set.image(0).shape[:2] if side is None else (side, side)
     student = build_student(
         config.student,
         classes=len(train_set.classes),
-        # Where sizes differ and none is given, `DeviceImages` says so; it needs the rows.
-        image_shape=train_set.image(0).shape[:2] if side is None else (side, side),
+        image_shape=(height, width),
         seed=derived_seed(config.seed, purpose=INITIAL),
     )
-    targets = _open_targets(config, objective, dataset=train_set, views=views, device=device, progress=progress)
+    said = StudentOutputs(student, loss=objective.loss, image_size=(height, width))
+    needed = _Needed(objective, student=said)
+    targets = _open_targets(config, needed, dataset=train_set, views=views, device=device, progress=progress)
     try:
+        outputs = {} if targets is None else needed.outputs(targets.forms)
+        if targets is not None:
+            targets.choose(list(dict.fromkeys(name for names in outputs.values() for name in names)))
         selection = _select(config, objective, dataset=train_set, targets=targets, views=views)
-        if targets is not None and objective.outputs:
+        if targets is not None and outputs:
             targets.place(selection.train[selection.answered], views=views)
-        start_loss(objective, selection, config=config, train_set=train_set, student=student, targets=targets)
+        constants = targets.constants() if targets is not None and "teacher_constants" in outputs else {}
+        teacher: dict[str, Any] = {"targets": targets, "outputs": outputs, "constants": constants}
+        start_loss(objective, selection, config=config, train_set=train_set, student=said, **teacher)
         warn_of_partners(train_set, train=selection.train, val=selection.val, student_views=student_views)
         normalisation = train_set.normalisation
         # An online teacher sees the views that the device renders, whatever the student sees.
@@ -103,11 +118,12 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
             train_set=train_set,
             test_set=test_set,
             normalisation=normalisation,
-            targets=targets,
+            **teacher,
             selection=selection,
             teacher_views=views,
             student_views=student_views,
             student=student,
+            student_outputs=said,
             train_images=DeviceImages(
                 train_set,
                 selection.train,
@@ -146,37 +162,62 @@ def all_views(dataset: ImageDataset) -> range:
     return range(1, view_count(dataset.view_policy) + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Needed:
+    """What the loss asks the teacher for, beside this student."""
+
+    objective: Objective
+    student: StudentOutputs
+
+    def outputs(self, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """See `DistillLoss.teacher_outputs`."""
+        if not self.objective.asks_teacher:
+            return {}
+        return self.objective.loss.teacher_outputs(student_maps=self.student.map_count, offered=offered)
+
+    def of_server(self, offered: Collection[str]) -> list[str]:
+        """The outputs to ask a server for; InputError for what none sends."""
+        outputs = self.outputs(offered)
+        if "teacher_constants" in outputs:
+            raise InputError(
+                f"loss {self.objective.loss.name} needs the teacher's constants, which a server does not send: give"
+                " --cache the folder of its cache"
+            )
+        return [name for names in outputs.values() for name in names]
+
+
 def _open_targets(
     config: TrainConfig,
-    objective: Objective,
+    needed: _Needed,
     *,
     dataset: ImageDataset,
     views: Sequence[int],
     device: torch.device,
     progress: ProgressView,
 ) -> Targets | None:
-    outputs = tuple(objective.outputs.values())
+    asks = needed.objective.asks_teacher
     if config.teacher is not None:
-        return open_online_targets(config, dataset=dataset, outputs=outputs, device=device) if outputs else None
+        return open_online_targets(config, dataset=dataset, device=device) if asks else None
     # A loss without a teacher may still take its rows from a cache: those that are answered.
-    if config.cache is None or (config.from_server and not outputs and config.missing_policy != "skip"):
+    if config.cache is None or (config.from_server and not asks and config.missing_policy != "skip"):
         return None
     fetched = Fetched()
     if config.from_server and config.missing_policy == "fetch":
         train, _ = held_out(config, dataset, rows=wanted_rows(config, dataset))
-        fetched = fetch_missing(config, dataset=dataset, rows=train, views=views, outputs=outputs, progress=progress)
+        asked: dict[str, Any] = {"rows": train, "views": views, "choose": needed.of_server}
+        fetched = fetch_missing(config, dataset=dataset, progress=progress, **asked)
     elif config.from_server and not mirror_path(config).exists():
         raise InputError(
             f"--missing {config.missing_policy} uses what was fetched before, and {mirror_path(config)} holds nothing;"
             " leave --missing out to fetch from the server, or give --mirror FOLDER"
         )
-    return open_cache_targets(config, dataset=dataset, outputs=outputs, device=device, fetched=fetched)
+    return open_cache_targets(config, dataset=dataset, device=device, fetched=fetched)
 
 
 def _select(
     config: TrainConfig, objective: Objective, *, dataset: ImageDataset, targets: Targets | None, views: Sequence[int]
 ) -> Selection:
-    looks_for_answers = targets is not None and (objective.outputs or config.missing_policy == "skip")
+    looks_for_answers = targets is not None and (objective.asks_teacher or config.missing_policy == "skip")
     present = None
     if looks_for_answers and targets is not None:
         open_targets = targets

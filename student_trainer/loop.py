@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.optim import SGD
 
 from shared.errors import InputError
-from shared.models.features import LogitsAndFeatures
 from student_trainer.config import TrainConfig
-from student_trainer.distilling import Finisher, Step, cross_entropy_of, distill_batch
+from student_trainer.distilling import Finisher, Step, cross_entropy_of, distill_batch, prepare_loss
 from student_trainer.evaluate import accuracy_of, correct_of
 from student_trainer.job import Job, all_views, prepare
 from student_trainer.loss_watch import LossWatch
@@ -28,6 +27,7 @@ from student_trainer.results import RunResult, conclude, test_finished, write_re
 from student_trainer.run_folder import RunFolder
 from student_trainer.schedule import learning_rate
 from student_trainer.state import TrainState
+from student_trainer.student_outputs import StudentAnswer
 from student_trainer.tensorboard import EpochLog
 
 __all__ = ["RunResult", "TrainConfig", "train"]
@@ -115,12 +115,9 @@ class _Training:
         )
         if job.config.compile:
             job.student.compile()
-        self._gives_features = "student_features" in self._loss.needs
-        student = (
-            LogitsAndFeatures(job.student, image_size=job.train_images.image_shape)
-            if self._gives_features
-            else job.student
-        )
+        # A plain student is given logits alone: what wraps it would be looked through by nobody.
+        self._says_more = bool({"student_features", "student_maps"} & set(self._loss.needs))
+        student = job.student_outputs if self._says_more else job.student
         self._model, self._optimizer = fabric.setup(student, optimizer)
         self._watch = LossWatch(job.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=job.device)
@@ -131,7 +128,8 @@ class _Training:
     def run(self) -> RunResult:
         """All epochs that are left, then the tests."""
         state, config = self._state, self._config
-        state.restore(self._folder)
+        if not state.restore(self._folder):
+            prepare_loss(self._job)
         if self._fabric.is_global_zero:
             self._folder.keep_metrics(epochs=state.epoch)
         steps = len(self._batches(epoch=0))
@@ -171,6 +169,7 @@ class _Training:
         # A student with dropout draws from torch's own generator: seeded by epoch, so that resuming changes nothing.
         _seed_torch(derived_seed(config.seed, purpose=TORCH, epoch=epoch), device=self._job.device)
         self._job.student.train()
+        self._loss.begin_epoch(epoch)
         self._correct.zero_()
         total = 0.0
         began_s = time.perf_counter()
@@ -241,29 +240,31 @@ class _Training:
             partner_B, weight_B = mix
             weight_B111 = weight_B[:, None, None, None]
             inputs_B3HW = weight_B111 * inputs_B3HW + (1 - weight_B111) * inputs_B3HW[partner_B]
-        logits_BC, features_BD = self._forward(inputs_B3HW)
+        if "student_inputs" in self._loss.needs:
+            inputs_B3HW = inputs_B3HW.detach().requires_grad_()
+        said = self._forward(inputs_B3HW)
         labels_B = images.labels[on_device]
         train_set = self._job.train_set
         soft_BC = images.soft_labels(
             positions, student_views, labels_N=train_set.labels, classes=len(train_set.classes)
         )
-        loss = self._total(Step(positions, teacher_views, logits_BC, labels_B, features_BD, mix, soft_BC))
+        loss = self._total(Step(positions, teacher_views, said, inputs_B3HW, labels_B, mix, soft_BC))
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
-        self._correct += correct_of(logits_BC.detach(), labels_B)
+        self._correct += correct_of(said.logits.detach(), labels_B)
         value = self._watch.take(where=where)
         self._optimizer.step()
         return value
 
-    def _forward(self, inputs_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(logits [B, C], features [B, D] where the loss needs them)."""
-        answer = self._model(inputs_B3HW)
-        return answer if self._gives_features else (answer, None)
+    def _forward(self, inputs_B3HW: Tensor) -> StudentAnswer:
+        """What the student says about a batch."""
+        said = self._model(inputs_B3HW)
+        return StudentAnswer(*said) if self._says_more else StudentAnswer(said)
 
     def _logits(self, inputs_B3HW: Tensor) -> Tensor:
         """Logits [B, C]."""
-        return self._forward(inputs_B3HW)[0]
+        return self._forward(inputs_B3HW).logits
 
     def _mix(self, count: int) -> tuple[Tensor, Tensor] | None:
         """How the loss mixes the images of this step, on the device; None where it does not."""
@@ -273,11 +274,13 @@ class _Training:
     def _total(self, step: Step) -> Tensor:
         """``ce_weight * CE + kd_weight * loss``; rows without an answer count in the first term only."""
         objective = self._job.objective
+        ce_weight = objective.ce_weight * self._loss.ce_factor
+        kd_weight = objective.kd_weight * self._loss.kd_factor
         total = torch.zeros((), device=self._job.device)
-        if objective.ce_weight > 0:
-            total = total + objective.ce_weight * cross_entropy_of(step)
-        if objective.kd_weight > 0:
+        if ce_weight > 0:
+            total = total + ce_weight * cross_entropy_of(step)
+        if kd_weight > 0:
             batch = distill_batch(self._job, step)
             if batch is not None:
-                total = total + objective.kd_weight * self._loss(batch)
+                total = total + kd_weight * self._loss(batch)
         return total

@@ -4,7 +4,7 @@ Shape key: B rows of a request.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,12 @@ def fetch_missing(
     dataset: ImageDataset,
     rows: NDArray[np.int64],
     views: Sequence[int],
-    outputs: Sequence[str],
+    choose: Callable[[Collection[str]], Sequence[str]],
     progress: ProgressView,
 ) -> Fetched:
     """Ask the server for the rows and views that the local cache lacks; makes no request where it lacks none.
 
+    ``choose`` names the outputs that are needed, of those that the server keeps.
     Raises IdentityError where the server's data set or teacher is another one.
     """
     path = mirror_path(config)
@@ -73,8 +74,8 @@ def fetch_missing(
         _check_kept(path, config, dataset=dataset, teacher=teacher)
         requests = list(_requests(path, teacher=teacher.id, dataset=dataset, rows=rows, views=views))
         total = sum(len(rows_B) for _, rows_B in requests)
-        wanted = sorted(set(outputs) | _served_outputs(inventory, teacher=teacher, dataset=dataset))
         forms = _served_forms(inventory, teacher=teacher, dataset=dataset)
+        wanted = sorted(set(choose(forms)) | (set(forms) & set(WELCOME_OUTPUTS)))
         with closing(CacheWriter.open(path)) as writer:
             for view, rows_B in requests:
                 answers = client.logits(dataset.name, rows_B, view=view, outputs=wanted, run=config.run_name)
@@ -177,13 +178,6 @@ def check_served(inventory: dict[str, Any], *, dataset: ImageDataset) -> None:
             f"the server's {dataset.name} has view policy {entry['view_policy']}, the local one {dataset.view_policy};"
             f" ask for --view-policy {entry['view_policy']}"
         )
-
-
-def _served_outputs(inventory: dict[str, Any], *, teacher: TeacherDescription, dataset: ImageDataset) -> set[str]:
-    for entry in inventory["caches"]:
-        if entry["teacher"] == teacher.id and entry["dataset"] == dataset.name:
-            return set(entry["outputs"]) & set(WELCOME_OUTPUTS)
-    return set()
 
 
 def _served_forms(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SPLIT, ORDER, STUDENT_VIEWS, TEACHER_VIEWS, INITIAL, TORCH, LOSS = range(7)
+SPLIT, ORDER, STUDENT_VIEWS, TEACHER_VIEWS, INITIAL, TORCH, LOSS, PREPARATION = range(8)
 """Separate streams of one seed: adding a draw to one leaves the others as they were."""
 
 
@@ -22,12 +22,14 @@ def derived_seed(seed: int, *, purpose: int, epoch: int = 0) -> int:
     return int(stream(seed, purpose=purpose, epoch=epoch).integers(2**31))
 
 
-def epoch_batches(*, count: int, batch: int, least: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+def epoch_batches(
+    *, count: int, batch: int, least: int, seed: int, epoch: int, purpose: int = ORDER
+) -> list[NDArray[np.int64]]:
     """The positions 0..count-1 in a new order, cut into batches.
 
     A last batch below ``least`` joins the one before: batch norm needs 2 images, a comparison all it compares.
     """
-    order_N = stream(seed, purpose=ORDER, epoch=epoch).permutation(count)
+    order_N = stream(seed, purpose=purpose, epoch=epoch).permutation(count)
     starts = list(range(0, count, batch))
     if len(starts) > 1 and count - starts[-1] < least:
         starts.pop()

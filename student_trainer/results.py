@@ -163,11 +163,10 @@ def _tested(job: Job, result: RunResult, *, folder: RunFolder, forward: Forward)
 
 def _result(job: Job, *, state: TrainState, val_last: float | None) -> RunResult:
     config, objective, selection = job.config, job.objective, job.selection
-    hyper = type(objective.loss).defaults() | type(objective.loss).read_hyper(config.hyper)
     answered = int(selection.answered.sum()) if job.uses_teacher else 0
     return RunResult(
         loss=objective.loss.name,
-        hyper=hyper,
+        hyper=dict(objective.loss.settings),
         ce_weight=objective.ce_weight,
         kd_weight=objective.kd_weight,
         student=config.student,

@@ -105,11 +105,11 @@ class TrainState:
         )
         self._saved_s = time.monotonic()
 
-    def restore(self, folder: RunFolder) -> None:
-        """Go on from the last state kept, if there is one."""
+    def restore(self, folder: RunFolder) -> bool:
+        """Go on from the last state kept; whether there is one."""
         saved: dict[str, Any] | None = folder.load_state()
         if saved is None:
-            return
+            return False
         job = self._job
         self.epoch = saved["epoch"]
         self.best_val, self.best_epoch, self.best = saved["best_val"], saved["best_epoch"], saved["best"]
@@ -122,6 +122,7 @@ class TrainState:
         job.objective.loss.load_state_dict(saved["loss"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._precision.load_state_dict(saved["precision"])
+        return True
 
     def charged(self) -> int:
         """Distinct teacher answers used: rows with the same pixels share one."""

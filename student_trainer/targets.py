@@ -3,7 +3,7 @@
 Shape key: B batch, C classes, D feature width, H height, W width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from shared.answers import check_answers
 from shared.datasets.base import ImageDataset
 from shared.descriptions import TeacherDescription
 from shared.errors import IdentityError, InputError, OutputNotCachedError
+from shared.outputs import CONSTANTS, OutputForm, beside, calls_per_answer, check_offered
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
 from student_trainer.mirror import Fetched, keys_of, mirror_path
@@ -34,6 +35,16 @@ class Targets(Protocol):
     """Library and version that decoded or drew the pixels answered about; empty where nothing did."""
     teacher_calls: int
     """Images through the teacher's forward pass that this training caused so far."""
+
+    @property
+    def forms(self) -> Mapping[str, OutputForm]:
+        """What can be had of every row, by name."""
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """What the teacher says once, on the device; empty where it is not known."""
+
+    def choose(self, outputs: Sequence[str]) -> None:
+        """What `gather` is to give; OutputNotCachedError or InputError for what cannot be had, with what would help."""
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """Which rows have an answer for every one of ``views``, bool [B]."""
@@ -61,21 +72,48 @@ class CacheTargets:
     """Answers of a cache folder: no teacher, no server; ``teacher_calls`` is what fetching them into it caused."""
 
     def __init__(
-        self, reader: CacheReader, *, outputs: Sequence[str], device: torch.device, teacher_calls: int = 0
+        self, reader: CacheReader, *, device: torch.device, source: str, dataset: str, teacher_calls: int = 0
     ) -> None:
-        lacking = [name for name in outputs if name not in reader.outputs]
-        if lacking:
-            raise OutputNotCachedError(
-                f"the cache holds {', '.join(reader.outputs)}, and the loss needs {', '.join(lacking)}; fill a new"
-                f" cache with --outputs {','.join([*reader.outputs, *lacking])}"
-            )
+        """``source`` and ``dataset`` are what the user called them: a folder or a server's address, and a spec."""
         self.description = reader.teacher
+        self.forms: Mapping[str, OutputForm] = reader.forms
         self.pixels_by = reader.dataset.decoder
         self.teacher_calls = teacher_calls
         self._reader = reader
-        self._outputs = tuple(outputs)
+        self._source, self._dataset = source, dataset
+        self._outputs: tuple[str, ...] = ()
         self._device = device
         self._placed: PlacedAnswers | None = None
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """As they are kept beside the answers."""
+        return {
+            name: torch.from_numpy(np.array(array)).to(self._device) for name, array in self._reader.constants.items()
+        }
+
+    def choose(self, outputs: Sequence[str]) -> None:
+        """What `gather` is to give; OutputNotCachedError says which fill adds what the cache lacks."""
+        lacking = [name for name in outputs if name not in self._reader.outputs and name != CONSTANTS]
+        if CONSTANTS in outputs and not self._reader.constants:
+            lacking.append(CONSTANTS)
+        if lacking:
+            raise OutputNotCachedError(self._remedy(lacking))
+        self._outputs = tuple(name for name in outputs if name != CONSTANTS)
+
+    def _remedy(self, lacking: Sequence[str]) -> str:
+        reader, images = self._reader, [name for name in lacking if name != CONSTANTS]
+        calls = reader.num_slots * calls_per_answer(images) if images else 0
+        found = f"{self._source} holds {', '.join(reader.outputs)}, and the loss needs {', '.join(lacking)}"
+        if self._source.startswith(("http://", "https://")):
+            return (
+                f"{found}; stop the server, add it to the server's cache with `teacher-server fill --add-outputs"
+                f" {','.join(lacking)} ...`, and give a new --mirror"
+            )
+        return (
+            f"{found}; add it with `teacher-server fill --cache {self._source} --dataset {self._dataset}"
+            f" --teacher TEACHER --add-outputs {','.join(lacking)}`, with the same TEACHER ({reader.teacher.arch}):"
+            f" at most {calls} teacher calls"
+        )
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """Which rows have an answer for every one of ``views``, bool [B]."""
@@ -115,16 +153,27 @@ class CacheTargets:
 class OnlineTargets:
     """The teacher in the loop, as distillation is usually run: every image of every step is a call."""
 
-    def __init__(
-        self, teacher: Teacher, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
-    ) -> None:
+    def __init__(self, teacher: Teacher, *, dataset: ImageDataset, device: torch.device) -> None:
         self.description = teacher.description
+        height, width = dataset.image(0).shape[:2]
+        self.forms = teacher.forms((height, width))
         self.pixels_by = dataset.description.decoder
         self.teacher_calls = 0
         self._teacher = teacher
         self._dataset = dataset
-        self._outputs = tuple(outputs)
+        self._outputs: tuple[str, ...] = ()
         self._device = device
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """The network's own."""
+        return {name: torch.from_numpy(array).to(self._device) for name, array in self._teacher.constants().items()}
+
+    def choose(self, outputs: Sequence[str]) -> None:
+        """What `gather` is to give; InputError for what this teacher cannot give."""
+        self._outputs = tuple(name for name in outputs if name != CONSTANTS)
+        check_offered(self._outputs, offered=self.forms, teacher=self.description.id)
+        if CONSTANTS in outputs and not self._teacher.constants():
+            raise InputError(f"teacher {self.description.id} has no layers to take {CONSTANTS} from; use another loss")
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """All of them."""
@@ -141,8 +190,8 @@ class OnlineTargets:
         pixels: Callable[[], Sequence[NDArray[np.uint8]]],
     ) -> dict[str, Tensor]:
         """Run the teacher on the batch; answers are checked, counted, and rounded to the cache's dtype."""
-        answers = self._teacher.answer(pixels())
-        self.teacher_calls += len(rows_B)
+        answers = self._teacher.answer(pixels(), outputs=beside(self._outputs))
+        self.teacher_calls += len(rows_B) * calls_per_answer(self._outputs)
         names = [f"row {row} of {self._dataset.name}" for row in rows_B.tolist()]
         check_answers(answers, description=self.description, names=names)
         rounded = {name: answers[name].astype(CACHE_DTYPE) for name in self._outputs}
@@ -165,7 +214,7 @@ def sent(tensor: Tensor, *, device: torch.device) -> Tensor:
 
 
 def open_cache_targets(
-    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device, fetched: Fetched
+    config: TrainConfig, *, dataset: ImageDataset, device: torch.device, fetched: Fetched
 ) -> CacheTargets:
     """Open the cache, or the mirror of a server, and hold it to the teacher expected and to this data set.
 
@@ -176,15 +225,14 @@ def open_cache_targets(
     try:
         reader.check_dataset(dataset)
         check_classes(reader.teacher, dataset=dataset)
-        return CacheTargets(reader, outputs=outputs, device=device, teacher_calls=fetched.teacher_calls)
+        named = {"source": str(config.cache), "dataset": config.dataset}
+        return CacheTargets(reader, device=device, teacher_calls=fetched.teacher_calls, **named)
     except BaseException:
         reader.close()
         raise
 
 
-def open_online_targets(
-    config: TrainConfig, *, dataset: ImageDataset, outputs: Sequence[str], device: torch.device
-) -> OnlineTargets:
+def open_online_targets(config: TrainConfig, *, dataset: ImageDataset, device: torch.device) -> OnlineTargets:
     """Load the teacher into this process."""
     teacher = load_teacher(
         str(config.teacher),
@@ -199,7 +247,7 @@ def open_online_targets(
     except BaseException:
         teacher.close()
         raise
-    return OnlineTargets(teacher, dataset=dataset, outputs=outputs, device=device)
+    return OnlineTargets(teacher, dataset=dataset, device=device)
 
 
 def check_expected(teacher: TeacherDescription, *, expected: str | None) -> None:

@@ -6,6 +6,7 @@ Shape key: B batch, C classes, D feature width.
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,8 @@ class DistillLoss(nn.Module):
     """Which of the teacher's, a `MapChoice`: a hyper-parameter of the same losses."""
     min_rows: int = 1
     """Smallest batch for which the loss is defined."""
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Every hyper-parameter with its value; set by `build_loss`."""
     value: Callable[..., Tensor]
     """The loss itself, a method of every subclass: ``value(batch)``, where the batch has all that is needed."""
     finishes: bool = False
@@ -118,9 +121,14 @@ class DistillLoss(nn.Module):
         with torch.autocast(batch.student_logits.device.type, enabled=False):
             return self.value(batch, **options)
 
-    def student_map_numbers(self, count: int) -> tuple[int, ...]:
-        """Which maps `DistillBatch.student_maps` holds, of a student that has ``count``."""
-        return MapChoice(self.maps).numbers(count) if "student_maps" in self.needs else ()
+    @property
+    def mixes(self) -> bool:
+        """Whether it is given mixed images, see `mix`."""
+        return type(self).mix is not DistillLoss.mix
+
+    def student_map_names(self, count: int) -> tuple[str, ...]:
+        """Which maps `DistillBatch.student_maps` holds, of a student that has ``count``: ``maps.K``."""
+        return tuple(f"{MAPS}{number}" for number in MapChoice(self.maps).numbers(count))
 
     def teacher_outputs(self, *, student_maps: int, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Field of a batch -> the teacher's outputs that fill it, in order; empty where no teacher is asked.

@@ -6,6 +6,7 @@ from pkgutil import iter_modules
 import student_trainer.losses as package
 from shared.errors import UnknownNameError
 from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.sums import build_sum
 
 
 def _discover() -> dict[str, type[DistillLoss]]:
@@ -31,9 +32,15 @@ def loss_class(name: str) -> type[DistillLoss]:
 
 
 def build_loss(name: str, /, **hyper: object) -> DistillLoss:
-    """The loss called ``name``; hyper-parameters may be values or the texts of options.
+    """The loss called ``name``, or a sum such as ``fitnets+ckd``; hyper-parameters are values or texts of options.
 
+    Those of a sum are called ``fitnets.maps`` and, for the weights, ``fitnets.weight``.
     Raises UnknownNameError for a name, InputError for a hyper-parameter that does not exist or is out of range.
     """
-    loss = loss_class(name)
-    return loss(**loss.read_hyper(hyper))
+    if "+" in name:
+        return build_sum(name, hyper, build=build_loss)
+    kind = loss_class(name)
+    read = kind.read_hyper(hyper)
+    loss = kind(**read)
+    loss.settings = kind.defaults() | read
+    return loss

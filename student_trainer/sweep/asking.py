@@ -85,6 +85,7 @@ class Inquiry:
     """Options of `teacher-server serve`; none for a server that runs elsewhere."""
     spendings: tuple[Spending, ...]
     outputs: tuple[str, ...]
+    """Of every row."""
     classes: int
     """Of the data set: a teacher with others is asked nothing."""
     log: Path
@@ -126,7 +127,7 @@ def fetch(inquiry: Inquiry) -> Asked:
                 dataset=train_set,
                 rows=rows_N,
                 views=spending.views,
-                outputs=inquiry.outputs,
+                choose=lambda _served: inquiry.outputs,
                 progress=Quiet(),
             )
             done += len(rows_N) * len(spending.views)

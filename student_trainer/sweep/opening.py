@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError, TeachonceError, UnknownNameError
 from student_trainer.config import TrainConfig
 from student_trainer.device_data import stacked
 from student_trainer.job import open_data
-from student_trainer.objective import read_objective
+from student_trainer.objective import Objective, read_objective
 from student_trainer.selecting import STRATEGIES
 from student_trainer.student import build_student
+from student_trainer.student_outputs import StudentOutputs
 from student_trainer.sweep.cells import Cell, Grid, Trial, build_grid
 from student_trainer.sweep.draws import RowFiles, check_pool
 from student_trainer.sweep.recipe import Recipe
@@ -34,6 +36,14 @@ class Plan:
     setting: Setting
     train_set: ImageDataset
     test_set: ImageDataset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedStudent:
+    """A student that can be trained on the data set's images."""
+
+    network: nn.Module
+    image_size: tuple[int, int]
 
 
 def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
@@ -67,11 +77,10 @@ def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
     for select in recipe.select:
         if select not in STRATEGIES:
             raise UnknownNameError(f"select: unknown selection {select!r}; known: {', '.join(STRATEGIES)}")
+    students = {spec: _checked_student(spec, recipe=recipe, dataset=train_set) for spec in recipe.students}
     with _without_warnings():
         for cell in grid.cells:
-            _check_cell(cell, setting=setting, dataset=train_set)
-    for spec in recipe.students:
-        _check_student(spec, recipe=recipe, dataset=train_set)
+            _check_cell(cell, setting=setting, dataset=train_set, student=students[cell.student])
     return Plan(grid=grid, setting=setting, train_set=train_set, test_set=test_set)
 
 
@@ -96,15 +105,25 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset) -> None:
+def _outputs_of(objective: Objective, *, student: CheckedStudent, recipe: Recipe) -> set[str]:
+    """What the loss asks a teacher for, for this student."""
+    if not objective.asks_teacher:
+        return set()
+    loss = objective.loss
+    said = StudentOutputs(student.network, loss=loss, image_size=student.image_size)
+    outputs = loss.teacher_outputs(student_maps=said.map_count, offered=recipe.outputs)
+    return {name for names in outputs.values() for name in names}
+
+
+def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset, student: CheckedStudent) -> None:
     """Raise the errors that the cell's first training would end with."""
     config = setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
     try:
         objective = read_objective(config)
-        chosen_views(config, dataset, uses_teacher=bool(objective.outputs))
+        chosen_views(config, dataset, uses_teacher=objective.asks_teacher)
+        lacking = _outputs_of(objective, student=student, recipe=setting.recipe) - set(setting.recipe.outputs)
     except TeachonceError as error:
         raise InputError(f"{cell.path}: {error}") from error
-    lacking = set(objective.outputs.values()) - set(setting.recipe.outputs)
     if lacking:
         raise InputError(f"{cell.path}: loss {cell.loss.loss} needs {', '.join(sorted(lacking))}; add it to outputs")
     rows = setting.rows_of(cell)
@@ -112,12 +131,13 @@ def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset) -> None:
         raise InputError(f"{cell.path}: {rows} images are too few to train on; use {objective.least_batch} or more")
 
 
-def _check_student(spec: str, *, recipe: Recipe, dataset: ImageDataset) -> None:
+def _checked_student(spec: str, *, recipe: Recipe, dataset: ImageDataset) -> CheckedStudent:
     side = recipe.train.image_size
     shape = dataset.image(0).shape[:2] if side is None else (side, side)
     rows = np.unique(np.linspace(0, dataset.num_rows - 1, SIZES_LOOKED_AT).astype(np.int64))
     try:
         stacked(dataset.images(rows), dataset=dataset, rows=rows, image_size=side)
-        build_student(spec, classes=len(dataset.classes), image_shape=(shape[0], shape[1]), seed=0)
+        network = build_student(spec, classes=len(dataset.classes), image_shape=(shape[0], shape[1]), seed=0)
+        return CheckedStudent(network=network, image_size=(shape[0], shape[1]))
     except TeachonceError as error:
         raise InputError(f"students: {error}".replace("--image-size N", "train.image_size: N")) from error

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from shared.outputs import ALWAYS, CONSTANTS, INPUT_GRAD, map_number
 from student_trainer.config import Missing, Precision, Schedule, StudentViews
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
@@ -209,8 +210,8 @@ class Recipe(Section):
     train: TrainEntry = TrainEntry()
     test_sample: AtLeast1 | None = None
     """Test on this many drawn test images; None: all."""
-    outputs: Annotated[list[Literal["logits", "features"]], Field(min_length=1)] = ["logits", "features"]
-    """What the teacher is asked for."""
+    outputs: Annotated[list[str], Field(min_length=1)] = ["logits", "features"]
+    """What the teacher is asked for: ``maps.2``, ``attention.1``, ``constants`` as well, where a loss needs them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -223,13 +224,30 @@ class Recipe(Section):
         _check_once("losses", [entry.slug for entry in [*self.losses, CE_ALL]])
         if not self.val and len(self.lr) > 1:
             raise ValueError("lr has several values, and val is false: without validation nothing chooses; give one lr")
-        if "features" in self.outputs and "logits" not in self.outputs:
-            raise ValueError("outputs must have logits: the teacher's accuracy and most losses need them")
+        _check_outputs(self.outputs, teacher=self.teacher)
         return self
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON values, defaults included."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+def _check_outputs(outputs: list[str], *, teacher: TeacherEntry) -> None:
+    _check_once("outputs", outputs)
+    for name in outputs:
+        if name not in (*ALWAYS, INPUT_GRAD, CONSTANTS) and map_number(name) is None:
+            raise ValueError(
+                f"outputs: {name!r} is none; known: {', '.join(ALWAYS)}, maps.K, attention.K, {INPUT_GRAD}, {CONSTANTS}"
+            )
+    if "logits" not in outputs:
+        raise ValueError("outputs must have logits: the teacher's accuracy and most losses need them")
+    if INPUT_GRAD in outputs and teacher.cache is None:
+        raise ValueError(
+            f"outputs: {INPUT_GRAD} costs a second teacher call per image, which budgets of images do not count; fill a"
+            " cache with it first, and name it as teacher.cache"
+        )
+    if CONSTANTS in outputs and teacher.server is not None:
+        raise ValueError(f"outputs: a server does not send {CONSTANTS}; name the folder of its cache as teacher.cache")
 
 
 def _check_once(key: str, values: list[Any]) -> None:

@@ -7,6 +7,7 @@ from cache.info import describe_cache
 from cache.reader import CacheReader
 from shared.datasets.spec import parse_dataset
 from shared.errors import InputError, MissingRowsError
+from shared.outputs import CONSTANTS
 from student_trainer.config import TrainConfig
 from student_trainer.rows import read_rows, tested_rows
 from student_trainer.selecting import LOOKING
@@ -184,7 +185,7 @@ def _inquiry(session: Session, *, spendings: tuple[Spending, ...]) -> Inquiry:
         config=config,
         server=() if teacher.server else tuple(_server_options(session)),
         spendings=spendings,
-        outputs=tuple(recipe.outputs),
+        outputs=tuple(name for name in recipe.outputs if name != CONSTANTS),
         classes=len(session.plan.train_set.classes),
         log=folder.path / "server.log",
     )
@@ -224,10 +225,11 @@ def _found(plan: Plan, *, spendings: tuple[Spending, ...]) -> Asked:
     path = Path(str(plan.grid.recipe.teacher.cache))
     with CacheReader.open(path, dataset=plan.train_set.name) as reader:
         reader.check_dataset(plan.train_set)
-        lacking_outputs = [name for name in plan.grid.recipe.outputs if name not in reader.outputs]
+        kept = [*reader.outputs, *([CONSTANTS] if reader.constants else [])]
+        lacking_outputs = [name for name in plan.grid.recipe.outputs if name not in kept]
         if lacking_outputs:
             raise InputError(
-                f"teacher.cache: {path} keeps {', '.join(reader.outputs)}, not {', '.join(lacking_outputs)}; name in"
+                f"teacher.cache: {path} keeps {', '.join(kept)}, not {', '.join(lacking_outputs)}; name in"
                 " outputs what it keeps, leave out the losses that need more, or let the sweep ask a teacher"
             )
         for spending in spendings:

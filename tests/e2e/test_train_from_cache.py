@@ -1,6 +1,7 @@
 """Trainings from a real cache folder: what they leave, what they count, and that they repeat."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from student_trainer.loop import TrainConfig, train
 from student_trainer.loss_watch import DivergedError
 from student_trainer.losses import LOSSES
 from student_trainer.progress import Quiet
-from student_trainer.targets import CacheTargets
 
 ROWS = 48
 
@@ -306,17 +306,22 @@ def test_another_data_set_of_the_same_size_is_refused(config: TrainConfig, tmp_p
         train(replace(config, dataset=f"digits=python:{file}:swapped"))
 
 
-def test_an_output_that_the_cache_lacks_is_named(digits: ImageDataset, tmp_path: Path) -> None:
+def test_an_output_that_the_cache_lacks_is_named_with_the_fill_that_adds_it(
+    config: TrainConfig, digits: ImageDataset, tmp_path: Path
+) -> None:
     with CacheWriter.open(tmp_path / "logits") as writer:
         cache = writer.open_cache(FakeTeacher(classes=10).description, digits.description, {"logits": "float16"})
         images = digits.images(np.arange(4))
         answers = {"logits": FakeTeacher(classes=10).answer(images)["logits"]}
         places = {"rows": range(4), "views": [0] * 4, "labels": digits.labels[:4]}
         writer.adopt(cache, keys=pixel_keys(images), outputs=answers, **places)
-    with pytest.raises(
-        OutputNotCachedError, match="the cache holds logits, and the loss needs features; fill a new cache"
-    ):
-        CacheTargets(CacheReader.open(tmp_path / "logits"), outputs=("features",), device=torch.device("cpu"))
+    expected = (
+        f"{tmp_path}/logits holds logits, and the loss needs features; add it with `teacher-server fill --cache"
+        f" {tmp_path}/logits --dataset digits --teacher TEACHER --add-outputs features`, with the same TEACHER (fake):"
+        " at most 4 teacher calls"
+    )
+    with pytest.raises(OutputNotCachedError, match=re.escape(expected)):
+        train(replace(config, cache=str(tmp_path / "logits"), loss="rkd"))
 
 
 def test_a_teacher_of_other_classes_is_refused(config: TrainConfig, digits: ImageDataset, tmp_path: Path) -> None:
