@@ -1,0 +1,131 @@
+"""Every loss, and sums of them, trains a real student from one real cache: the same bits again, and after a stop."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from cache.info import describe_cache
+from shared.errors import InputError, OutputNotCachedError
+from student_trainer.loop import TrainConfig, train
+from student_trainer.losses import LOSSES
+from student_trainer.losses.registry import build_loss
+from student_trainer.progress import EpochMetrics, Quiet
+from teacher_server.cli import app
+
+ROWS = 24
+KEPT = "logits,features,maps.1,maps.2,maps.3,attention.1,attention.2,attention.3,input_grad,constants"
+SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
+"""Where a default asks for more than so few rows have."""
+SUMS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("fitnets+ckd", {"fitnets.weight": "50", "ckd.w_cls": 0}),
+    ("vid+crd", {"vid.maps": "2,3", "crd.negatives": 64}),
+)
+EPOCHS = 3
+
+
+def fill(*arguments: object) -> None:
+    done = CliRunner().invoke(app, ["fill", *(str(argument) for argument in arguments)])
+    if done.exception is not None:
+        raise done.exception
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("losses") / "cache"
+    asked = ("--teacher", "zoo:resnet8", "--dataset", "digits/train", "--cache", path, "--outputs", KEPT)
+    fill(*asked, "--sample", ROWS, "--device", "cpu", "--threads", "1")
+    return path
+
+
+@pytest.fixture
+def config(store: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        dataset="digits",
+        student="zoo:resnet8",
+        cache=str(store),
+        missing="skip",
+        epochs=EPOCHS,
+        batch=12,
+        val=0.0,
+        lr=1e-4,
+        device="cpu",
+        threads=1,
+        test=False,
+        tensorboard=False,
+        checkpoint_every_s=0.0,
+        out=tmp_path / "run",
+    )
+
+
+class StoppedError(Exception):
+    """As if the training had been killed."""
+
+
+class StopAfterOneEpoch(Quiet):
+    def epoch(self, metrics: EpochMetrics) -> None:
+        raise StoppedError
+
+
+@pytest.mark.parametrize(("loss", "hyper"), [*((name, SETTINGS.get(name, {})) for name in LOSSES), *SUMS])
+def test_a_loss_trains_and_a_stopped_training_goes_on_to_the_same_bits(
+    loss: str, hyper: dict[str, object], config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, loss=loss, hyper=hyper)
+    result = train(config)
+    assert result.epochs == EPOCHS
+    assert result.teacher_calls == 0
+    stopped = replace(config, out=tmp_path / "stopped")
+    with pytest.raises(StoppedError):
+        train(stopped, progress=StopAfterOneEpoch())
+    train(replace(stopped, resume=True))
+    whole, resumed = (load_file(folder / "last.safetensors") for folder in (config.out, stopped.out))
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_sum_records_the_settings_and_weights_of_each_loss(config: TrainConfig) -> None:
+    result = train(replace(config, loss="kl+mse", hyper={"kl.temperature": "2", "mse.weight": "3"}, epochs=1))
+    assert result.loss == "kl+mse"
+    assert {"kl.temperature": 2.0, "kl.weight": 0.9, "mse.weight": 3.0}.items() <= result.hyper.items()
+    assert (result.ce_weight, result.kd_weight) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "message"),
+    [
+        ("kl+kl", {}, r"names 'kl' twice"),
+        ("kl+mse", {"temperature": 2}, r"no hyper-parameter 'temperature'; write kl.NAME, mse.NAME"),
+        ("kl+mse", {"kl.heat": 2}, r"kl has no hyper-parameter 'heat'; it has temperature"),
+        ("kl+mse", {"kl.weight": "-1"}, r"kl.weight='-1' is not valid"),
+        ("kl+mse", {"kl.weight": 0, "mse.weight": 0}, r"all weights are 0"),
+        ("kl+mixup", {}, r"mixup mixes images"),
+    ],
+)
+def test_a_sum_that_makes_no_sense_is_refused(name: str, hyper: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_loss(name, **hyper)
+
+
+def test_a_cache_without_maps_is_refused_before_training_and_can_be_given_them(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    teacher = ("--teacher", "zoo:resnet8", "--dataset", "digits/train", "--cache", plain, "--device", "cpu")
+    fill(*teacher, "--sample", 8)
+    config = replace(config, cache=str(plain), loss="fitnets", epochs=1)
+    with pytest.raises(OutputNotCachedError, match=r"needs maps\.2; add it with `.*--add-outputs maps\.2`.* 8 teacher"):
+        train(config)
+    assert not config.out.exists()
+    fill(*teacher, "--add-outputs", "maps.2")
+    assert describe_cache(plain)["teacher_calls"] == 16
+    train(config)
+
+
+def test_a_student_without_maps_is_refused(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="compares feature maps, and the student"):
+        train(replace(config, student="zoo:mlp", loss="fitnets"))
