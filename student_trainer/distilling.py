@@ -17,7 +17,7 @@ from torch.nn import functional
 from shared.models.features import find_head
 from student_trainer.evaluate import Forward, logits_of
 from student_trainer.job import Job
-from student_trainer.losses.base import NUMBERED_FIELDS
+from student_trainer.losses.base import NUMBERED_FIELDS, widen
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.order import PREPARATION, drawn_views, epoch_batches
 from student_trainer.student_outputs import StudentAnswer
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 def cross_entropy_of(step: Step) -> Tensor:
     """Cross-entropy with the labels, mean over the batch; of mixed images with both labels by weight."""
-    logits_BC = step.said.logits.float()
+    logits_BC = widen(step.said.logits)
     labels = step.labels if step.soft_labels is None else step.soft_labels
     if step.mix is None:
         return functional.cross_entropy(logits_BC, labels)

@@ -21,6 +21,7 @@ from student_trainer.distilling import Finisher, Step, cross_entropy_of, distill
 from student_trainer.evaluate import accuracy_of, correct_of
 from student_trainer.job import Job, all_views, prepare
 from student_trainer.loss_watch import LossWatch
+from student_trainer.losses.mix import Mix
 from student_trainer.order import STUDENT_VIEWS, TEACHER_VIEWS, TORCH, derived_seed, drawn_views, epoch_batches
 from student_trainer.progress import EpochMetrics, ProgressView, Quiet
 from student_trainer.results import RunResult, conclude, test_finished, write_record
@@ -235,11 +236,10 @@ class _Training:
         """One optimizer step on the rows at ``positions`` [B]; returns the loss. DivergedError before a bad one."""
         images = self._job.train_images
         on_device = torch.from_numpy(positions).to(self._job.device, non_blocking=True)
-        inputs_B3HW, mix = images.batch(on_device, student_views, host_B=positions), self._mix(len(positions))
+        inputs_B3HW = images.batch(on_device, student_views, host_B=positions)
+        mix = self._mix(inputs_B3HW)
         if mix is not None:
-            partner_B, weight_B = mix
-            weight_B111 = weight_B[:, None, None, None]
-            inputs_B3HW = weight_B111 * inputs_B3HW + (1 - weight_B111) * inputs_B3HW[partner_B]
+            inputs_B3HW = mix.images(inputs_B3HW)
         if "student_inputs" in self._loss.needs:
             inputs_B3HW = inputs_B3HW.detach().requires_grad_()
         said = self._forward(inputs_B3HW)
@@ -248,7 +248,8 @@ class _Training:
         soft_BC = images.soft_labels(
             positions, student_views, labels_N=train_set.labels, classes=len(train_set.classes)
         )
-        loss = self._total(Step(positions, teacher_views, said, inputs_B3HW, labels_B, mix, soft_BC))
+        pair = None if mix is None else mix.pair
+        loss = self._total(Step(positions, teacher_views, said, inputs_B3HW, labels_B, pair, soft_BC))
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
@@ -266,10 +267,11 @@ class _Training:
         """Logits [B, C]."""
         return self._forward(inputs_B3HW).logits
 
-    def _mix(self, count: int) -> tuple[Tensor, Tensor] | None:
+    def _mix(self, images_B3HW: Tensor) -> Mix | None:
         """How the loss mixes the images of this step, on the device; None where it does not."""
-        mix = self._loss.mix(count)
-        return None if mix is None else (mix[0].to(self._job.device), mix[1].to(self._job.device))
+        count, _, height, width = images_B3HW.shape
+        mix = self._loss.mix(count, size=(height, width))
+        return None if mix is None else mix.to(self._job.device)
 
     def _total(self, step: Step) -> Tensor:
         """``ce_weight * CE + kd_weight * loss``; rows without an answer count in the first term only."""

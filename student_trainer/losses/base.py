@@ -18,6 +18,7 @@ from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
+from student_trainer.losses.mix import Mix
 
 OUTPUTS_OF_FIELDS: Mapping[str, tuple[str, ...]] = {
     "teacher_logits": ("logits",),
@@ -29,7 +30,8 @@ OUTPUTS_OF_FIELDS: Mapping[str, tuple[str, ...]] = {
 NUMBERED_FIELDS: Mapping[str, str] = {"teacher_maps": MAPS, "teacher_attention": ATTENTION}
 """The same where the outputs are numbered: what their names begin with."""
 REMEDIES: Mapping[str, str] = {
-    "mix": "before each step call loss.mix(count), mix the images as it says, and pass what it gave on in the batch",
+    "mix": "before each step call mix = loss.mix(count, size=(H, W)), show the student mix.images(images), and give"
+    " mix=mix.pair in the batch",
     "rows": "give the data set's rows of the batch, as CachedTeacherLoader does",
     "student_features": "give the input of the student's last linear layer",
     "student_maps": "give the feature maps that the loss compares, in their order",
@@ -161,11 +163,11 @@ class DistillLoss(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, from 0: a loss with stages or a warm-up sets its factors here."""
 
-    def mix(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Called before each step with the batch's size: (partner int64 [B], weight float32 [B]) on the CPU, or None.
+    def mix(self, count: int, *, size: tuple[int, int]) -> Mix | None:
+        """Called before each step with the batch's size and that of its images (H, W): how to mix them, on the CPU.
 
-        Where given, image i becomes ``weight[i] * image i + (1 - weight[i]) * image partner[i]``, the batch says so in
-        ``mix``, and the teacher's answers in it are those of the unmixed images.
+        Where not None, the student sees what `Mix.images` makes of the images, the batch's ``mix`` is `Mix.pair`, and
+        the teacher's answers in it are those of the unmixed images.
         """
         return None
 

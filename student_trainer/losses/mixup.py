@@ -1,64 +1,25 @@
 """Mixup of cached answers: the student sees a mix of two images, its target is the mix of two answers."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
-
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, logits_of
-from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.drawing import Drawing
-from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import softened_kl_per_sample
+from student_trainer.losses.mix import Mix
+from student_trainer.losses.mixed_answers import MixedAnswers
 
 
-class Mixup(Drawing, DistillLoss):
+class Mixup(MixedAnswers):
     """Xu et al. 2025 (baseline), Zhang et al. 2018: ``w L(s, t_i) + (1 - w) L(s, t_j)``, mean over the batch.
 
     s are the student's logits of ``w * image i + (1 - w) * image j``; t_i and t_j are the teacher's cached answers to
     the two images themselves, so that mixing costs no teacher call. L is cross-entropy against softmax(t)
     (``target="ce"``, as the authors train) or ``T^2 KL`` with ``temperature`` (``target="kl"``). One weight w per batch
-    from Beta(alpha, alpha), partners by a permutation of the batch. The authors add cross-entropy with both labels;
-    here that is ``ce_weight``, 0 by default.
+    from Beta(alpha, alpha), in every step. Partners are a permutation of the batch, as Zhang's code draws them; Xu's
+    draws 100,000 pairs of rows before training and keeps to them. The authors add cross-entropy with both labels; here
+    that is ``ce_weight``, 0 by default.
     """
 
     name = "mixup"
-    needs = ("teacher_logits", "mix")
-    limits: ClassVar[Mapping[str, Limit]] = {
-        "alpha": Limit(kind=float, low=0.0, above=True),
-        "target": Limit(kind=str, choices=("ce", "kl")),
-        "temperature": Limit(kind=float, low=0.0, above=True),
-    }
 
-    def __init__(self, *, alpha: float = 1.0, target: Literal["ce", "kl"] = "ce", temperature: float = 4.0) -> None:
-        super().__init__()
-        hyper = self.read_hyper({"alpha": alpha, "target": target, "temperature": temperature})
-        self.alpha: float = hyper["alpha"]
-        self.target: str = hyper["target"]
-        self.temperature: float = hyper["temperature"]
-        if self.target == "ce" and self.temperature != self.defaults()["temperature"]:
-            raise InputError("mixup: temperature has no effect with target=ce; leave it out, or use target=kl")
-
-    def mix(self, count: int) -> tuple[Tensor, Tensor]:
-        """(partner int64 [B], weight float32 [B]), the weight the same for all."""
-        generator = np.random.default_rng(self.next_seed())
-        weight = float(generator.beta(self.alpha, self.alpha))
-        return torch.from_numpy(generator.permutation(count)), torch.full((count,), weight)
-
-    def value(self, batch: DistillBatch) -> Tensor:
-        """Scalar."""
-        student_BC, teacher_BC = logits_of(batch)
-        partner_B, weight_B = (item.to(student_BC.device) for item in cast(tuple[Tensor, Tensor], batch.mix))
-        weight_B = weight_B.to(student_BC.dtype)
-        own_B, other_B = self._error(student_BC, teacher_BC), self._error(student_BC, teacher_BC[partner_B])
-        return (weight_B * own_B + (1 - weight_B) * other_B).mean()
-
-    def _error(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
-        """L of each sample, [B]."""
-        if self.target == "ce":
-            return functional.cross_entropy(student_BC, teacher_BC.softmax(dim=1), reduction="none")
-        return self.temperature**2 * softened_kl_per_sample(student_BC, teacher_BC, temperature=self.temperature)
+    def mix(self, count: int, *, size: tuple[int, int]) -> Mix:
+        """One weight for all."""
+        generator, weight = self.drawn()
+        return Mix(partner=torch.from_numpy(generator.permutation(count)), weight=torch.full((count,), weight))

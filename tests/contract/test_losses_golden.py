@@ -9,7 +9,6 @@ import pytest
 import torch
 from golden_vectors import Outputs, as_tensors, check_output, grad
 from torch import Tensor
-from torch.nn import functional
 
 from shared.errors import InputError
 from student_trainer.losses import DistillBatch, TrainingFacts, build_loss
@@ -23,7 +22,6 @@ SPECS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "kd_data.mse_logit": ("mse", {}, {}),
     "icsota.dist": ("dist", {}, {"beta": "beta", "gamma": "gamma", "tau": "temperature"}),
     "ckd.ckd": ("ckd", {}, CKD_HYPER),
-    "ckd.mixup": ("mixup", {}, {}),
     "repdistiller.rkd": ("rkd", {}, RKD_WEIGHTS),
     "mdistiller.rkd": ("rkd", {}, RKD_WEIGHTS),
     "rkd.distance": ("rkd", {"distance": 1.0, "angle": 0.0}, {}),
@@ -33,7 +31,7 @@ SPECS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "mdistiller.crd": ("crd", {"width": 8}, CRD_HYPER),
 }
 """Golden spec -> (our loss, what the spec fixes, the authors' hyper-parameter names -> ours)."""
-NOT_OURS = {"lam", "loss_fn", "eps", "squared", "relational"}
+NOT_OURS = {"eps", "squared", "relational"}
 """The authors' hyper-parameters that a test reads itself, or that have one value here."""
 
 
@@ -46,13 +44,13 @@ def built(case: dict[str, Any], **more: object) -> DistillLoss:
     name, fixed, names = SPECS[case["spec"]]
     mapped = {key: names.get(key) for key in case["hyperparams"]}
     hyper = {ours: case["hyperparams"][theirs] for theirs, ours in mapped.items() if ours is not None}
-    assert name == "mixup" or {key for key, ours in mapped.items() if ours is None} <= NOT_OURS
+    assert {key for key, ours in mapped.items() if ours is None} <= NOT_OURS
     return build_loss(name, **fixed, **hyper, **more)
 
 
 def computed(case: dict[str, Any], inputs: dict[str, Tensor]) -> Outputs:
     """What the authors recorded of a case, computed by our loss."""
-    kinds = {"crd": crd_outputs, "mixup": mixup_outputs, "rkd": rkd_outputs}
+    kinds = {"crd": crd_outputs, "rkd": rkd_outputs}
     return kinds.get(SPECS[case["spec"]][0], logits_outputs)(case, inputs)
 
 
@@ -76,24 +74,6 @@ def rkd_outputs(case: dict[str, Any], inputs: dict[str, Tensor]) -> Outputs:
     value = loss(batch)
     value.backward()
     return {"loss": value, "grad_student_feat": grad(student)}
-
-
-def mixup_outputs(case: dict[str, Any], inputs: dict[str, Tensor]) -> Outputs:
-    """The recorded pairs are of two batches: here they are two halves of one, each mixed with the other."""
-    hyper = case["hyperparams"]
-    lam, count = hyper["lam"], len(inputs["labels"])
-    student = inputs["student_logits"].requires_grad_()
-    batch = DistillBatch(
-        student_logits=torch.cat([student, student]),
-        teacher_logits=torch.cat([inputs["teacher_logits"], inputs["teacher_logits_neg"]]),
-        mix=(torch.arange(2 * count).roll(count), torch.tensor([lam] * count + [1 - lam] * count, dtype=student.dtype)),
-    )
-    more = {"target": "kl", "temperature": hyper["kd_T"]} if hyper["loss_fn"] == 1 else {"target": "ce"}
-    value = built(case, **more)(batch)
-    labelled = [functional.cross_entropy(student, inputs[name]) for name in ("labels", "labels_neg")]
-    total = hyper["w_cls"] * (lam * labelled[0] + (1 - lam) * labelled[1]) + hyper["w_rel"] * value
-    total.backward()
-    return {"loss": total, "loss_rel": value, "grad_student_logits": grad(student)}
 
 
 def crd_outputs(case: dict[str, Any], inputs: dict[str, Tensor]) -> Outputs:

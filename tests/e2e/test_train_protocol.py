@@ -17,6 +17,7 @@ from shared.identity import sample_rows
 from student_trainer.loop import TrainConfig, train
 from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts
 from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.mix import Mix
 from student_trainer.progress import EpochMetrics, Quiet
 
 DIGITS_TRAIN_ROWS = 1437
@@ -193,8 +194,9 @@ class Probe(DistillLoss):
 class MixingProbe(Probe):
     name = "mixing-probe"
 
-    def mix(self, count: int) -> tuple[Tensor, Tensor]:
-        return torch.arange(count).flip(0), torch.full((count,), 0.25)
+    def mix(self, count: int, *, size: tuple[int, int]) -> Mix:
+        assert size == (8, 8)
+        return Mix(partner=torch.arange(count).flip(0), weight=torch.full((count,), 0.25))
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ def started(*, seed: int = 0, **hyper: object) -> DistillLoss:
 
 
 def drawn(loss: DistillLoss, count: int) -> tuple[Tensor, Tensor]:
-    mix = loss.mix(count)
+    mix = loss.mix(count, size=(8, 8))
     assert mix is not None
-    return mix
+    return mix.pair
 
 
 def batch_of(count: int) -> DistillBatch:

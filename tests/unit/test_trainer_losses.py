@@ -29,6 +29,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("ckd", {"pairs": "sampled"}),
     ("ckd", {"w_kd": 1.0}),
     ("crd", {"on": "logits", "negatives": 5}),
+    ("cutmix", {"target": "kl"}),
     ("mixup", {"target": "kl"}),
     ("mse", {"target": "midpoint"}),
     ("mse", {"target": "labels"}),
@@ -103,12 +104,14 @@ def test_default_weights_are_the_authors() -> None:
         "rkd": (1.0, 1.0),
         "crd": (1.0, 0.8),
         "mixup": (0.0, 1.0),
+        "cutmix": (0.0, 1.0),
     }
 
 
 def test_an_unknown_loss_lists_the_known_ones() -> None:
     with pytest.raises(
-        UnknownNameError, match=r"unknown loss 'kd'; known: ce, ckd, crd, dist, kl, lm, mixup, mse, rkd"
+        UnknownNameError,
+        match=r"unknown loss 'kd'; known: ce, ckd, crd, cutmix, dist, kl, lm, mixup, mse, rkd",
     ):
         build_loss("kd")
 
@@ -169,7 +172,7 @@ def test_a_missing_input_is_named(name: str, hyper: dict[str, object]) -> None:
 
 
 def test_a_missing_mix_says_how_to_mix() -> None:
-    with pytest.raises(InputError, match=r"call loss.mix\(count\), mix the images as it says"):
+    with pytest.raises(InputError, match=r"call mix = loss.mix\(count, size=\(H, W\)\), show the student mix.images"):
         build_loss("mixup")(replace(batch_of(4), mix=None))
 
 
@@ -256,7 +259,7 @@ def test_no_gradient_reaches_the_teacher(name: str, hyper: dict[str, object]) ->
 def test_a_loss_leaves_the_global_random_numbers_alone(name: str, hyper: dict[str, object]) -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     loss = ready(name, hyper)
-    loss.mix(4)
+    loss.mix(4, size=(8, 8))
     loss(batch_of(4))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
@@ -266,9 +269,9 @@ def three_steps(loss: DistillLoss) -> list[float]:
     """Values of three steps in which all that is trained in the loss moves."""
     values = []
     for seed in range(3):
-        mix = loss.mix(6)
+        mix = loss.mix(6, size=(8, 8))
         batch = batch_of(6, seed=seed)
-        value = loss(batch if mix is None else replace(batch, mix=mix))
+        value = loss(batch if mix is None else replace(batch, mix=mix.pair))
         loss.zero_grad()
         value.backward()
         with torch.no_grad():
