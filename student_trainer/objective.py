@@ -108,6 +108,9 @@ def _check_source(config: TrainConfig, objective: Objective) -> None:
     for need, what in HIDDEN_BY_COMPILE.items():
         if need in needs and config.compile:
             raise InputError(f"--compile hides the student's {what} from loss {name}; leave it out")
+    if "student_inputs" in needs and config.precision != "float32":
+        # Fabric forbids any backward but its own where precisions are mixed, and the loss makes one of its own.
+        raise InputError(f"loss {name} needs input gradients in float32; use --precision float32")
     if config.batch < objective.least_batch:
         raise InputError(f"--batch {config.batch} is too small for loss {name}; use {objective.least_batch} or more")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -129,3 +130,11 @@ def test_a_cache_without_maps_is_refused_before_training_and_can_be_given_them(
 def test_a_student_without_maps_is_refused(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="compares feature maps, and the student"):
         train(replace(config, student="zoo:mlp", loss="fitnets"))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_input_gradients_are_refused_in_half_precision(
+    config: TrainConfig, precision: Literal["bfloat16", "float16"]
+) -> None:
+    with pytest.raises(InputError, match=r"jacobian needs input gradients in float32; use --precision float32"):
+        train(replace(config, loss="jacobian", precision=precision))
