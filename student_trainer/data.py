@@ -5,11 +5,14 @@
     for batch in CachedTeacherLoader(dataset, batch_size=64, shuffle=True, num_workers=2):
         loss = build_loss("kl")(batch.distill(model(batch.images)))
 
+A loss may want more of the teacher, ``CachedTeacherLoader(dataset, outputs=("logits", "maps.2"))``, and of the student,
+``batch.distill(logits, student_maps=maps)``; one with parts of its own is told of the training once, by `start`.
 Images are loaded by the workers; answers are gathered in the main process, one gather per batch.
 Shape key: B batch, C classes, D feature width, H height, W width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +29,7 @@ from shared.mixing import mixing
 from shared.rendering import render_row
 from shared.views import check_view
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.mix import Mix
 from student_trainer.order import TEACHER_VIEWS, drawn_views
 
 Item = tuple[Any, int, int, int]
@@ -183,16 +187,37 @@ class TeacherBatch(NamedTuple):
     teacher: Mapping[str, Tensor]
     """The teacher's outputs by name, [B, ...], in the cache's dtype."""
 
-    def distill(self, student_logits: Tensor, *, student_features: Tensor | None = None) -> DistillBatch:
-        """What a loss is given, on the device of the student's logits."""
+    def distill(
+        self,
+        student_logits: Tensor,
+        *,
+        student_features: Tensor | None = None,
+        student_maps: Sequence[Tensor] = (),
+        student_inputs: Tensor | None = None,
+        mix: Mix | None = None,
+        teacher_constants: Mapping[str, Tensor] | None = None,
+    ) -> DistillBatch:
+        """What a loss is given, on the device of the student's logits; it says what it lacks.
+
+        ``student_maps`` are those that the loss compares, and ``student_inputs`` the tensor that the student saw, which
+        required gradients. ``mix`` is what `DistillLoss.mix` said and the images were mixed by; ``teacher_constants``
+        are those of the loader.
+        """
         device = student_logits.device
         sent = {name: value.to(device, non_blocking=True) for name, value in self.teacher.items()}
+        constants = None
+        if teacher_constants:
+            constants = {name: value.to(device, non_blocking=True) for name, value in teacher_constants.items()}
         return DistillBatch(
             student_logits=student_logits,
             student_features=student_features,
+            student_maps=tuple(student_maps),
+            student_inputs=student_inputs,
             labels=self.labels.to(device, non_blocking=True),
             rows=self.rows,
             views=self.views,
+            mix=None if mix is None else mix.pair,
+            teacher_constants=constants,
             **DistillBatch.teacher_fields(sent),  # type: ignore[arg-type]
         )
 
@@ -207,6 +232,11 @@ class CachedTeacherLoader:
         self._dataset = dataset
         self._outputs = tuple(outputs)
         self._loader: DataLoader[Item] = DataLoader(dataset, **options)
+
+    @cached_property
+    def constants(self) -> Mapping[str, Tensor]:
+        """What the teacher says once for all rows, by name; empty where the cache does not keep it."""
+        return {name: torch.from_numpy(np.array(array)) for name, array in self._dataset.reader.constants.items()}
 
     def __len__(self) -> int:
         return len(self._loader)
