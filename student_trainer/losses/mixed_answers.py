@@ -22,9 +22,11 @@ class MixedAnswers(Drawing, DistillLoss):
     """``w L(s, t_i) + (1 - w) L(s, t_j)``, mean over the batch; a subclass says in `mix` how images are mixed.
 
     s are the student's logits of a mix of images i and j of which i has the share w; t_i and t_j are the teacher's
-    cached answers to the two images themselves, so that mixing costs no teacher call.
+    cached answers to the two images themselves, so that mixing costs no teacher call. The default weights 1 and 1 are
+    those of Xu et al. 2025: cross-entropy, which the trainer adds, is with both labels by their shares.
     """
 
+    default_ce_weight = 1.0
     needs = ("teacher_logits", "mix")
     limits: ClassVar[Mapping[str, Limit]] = {
         "alpha": Limit(kind=float, low=0.0, above=True),

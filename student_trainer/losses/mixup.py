@@ -13,8 +13,7 @@ class Mixup(MixedAnswers):
     the two images themselves, so that mixing costs no teacher call. L is cross-entropy against softmax(t)
     (``target="ce"``, as the authors train) or ``T^2 KL`` with ``temperature`` (``target="kl"``). One weight w per batch
     from Beta(alpha, alpha), in every step. Partners are a permutation of the batch, as Zhang's code draws them; Xu's
-    draws 100,000 pairs of rows before training and keeps to them. The authors add cross-entropy with both labels; here
-    that is ``ce_weight``, 0 by default.
+    draws 100,000 pairs of rows before training and keeps to them.
     """
 
     name = "mixup"

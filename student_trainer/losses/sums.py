@@ -49,7 +49,7 @@ class LossSum(DistillLoss):
             raise InputError(f"loss {self.name}: all weights are 0; at least one must be above 0")
         labelled = any("labels" in loss.needs for loss in losses)
         self.default_ce_weight = 0.0 if labelled else max(loss.default_ce_weight for loss in losses)  # type: ignore[misc]
-        self.needs = tuple(dict.fromkeys(need for loss in losses for need in loss.needs))
+        self._gather_needs()
         self.min_rows = max(loss.min_rows for loss in losses)
         self.finishes = any(loss.finishes for loss in losses)
         self.prepares = any(loss.prepares for loss in losses)
@@ -63,23 +63,26 @@ class LossSum(DistillLoss):
 
     def student_map_names(self, count: int) -> tuple[str, ...]:
         """Those that any of the losses compares."""
-        return _union(loss.student_map_names(count) for loss in self.losses)
+        return _union(_compared(loss, count) for loss in self.losses)
 
     def teacher_outputs(self, *, student_maps: int, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Those that any of the losses needs; which of a field is whose is remembered."""
         each = [loss.teacher_outputs(student_maps=student_maps, offered=offered) for loss in self.losses]
+        # One that can do with either of two outputs has made up its mind.
+        self._gather_needs()
         asked = {field: _union(one.get(field, ()) for one in each) for field in _union(each)}
-        student = self.student_map_names(student_maps) if "student_maps" in self.needs else ()
         own = [
-            one | {"student_maps": loss.student_map_names(student_maps) if "student_maps" in loss.needs else ()}
-            for loss, one in zip(self.losses, each, strict=True)
+            one | {"student_maps": _compared(loss, student_maps)} for loss, one in zip(self.losses, each, strict=True)
         ]
-        all_names = asked | {"student_maps": student}
+        all_names = asked | {"student_maps": self.student_map_names(student_maps)}
         self._fields = [
             {field: tuple(all_names[field].index(name) for name in one[field]) for field in NUMBERED if one.get(field)}
             for one in own
         ]
         return asked
+
+    def _gather_needs(self) -> None:
+        self.needs = _union(loss.needs for loss in self.losses)
 
     def start(self, facts: TrainingFacts) -> None:
         """Start each with the facts that are about it, and a seed of its own."""
@@ -163,6 +166,10 @@ def _weight(name: str, given: object) -> float:
     if not 0 <= weight < float("inf"):
         raise InputError(f"{name}.weight={given!r} is not valid; it is a float >= 0")
     return weight
+
+
+def _compared(loss: DistillLoss, count: int) -> tuple[str, ...]:
+    return loss.student_map_names(count) if "student_maps" in loss.needs else ()
 
 
 def _union(names: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -104,8 +104,8 @@ def test_default_weights_are_the_authors() -> None:
         "ckd": (0.0, 1.0),
         "rkd": (1.0, 1.0),
         "crd": (1.0, 0.8),
-        "mixup": (0.0, 1.0),
-        "cutmix": (0.0, 1.0),
+        "mixup": (1.0, 1.0),
+        "cutmix": (1.0, 1.0),
         "jacobian": (1.0, 1.0),
     }
 
