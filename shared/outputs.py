@@ -10,8 +10,9 @@ from shared.errors import InputError
 
 ALWAYS = ("logits", "features")
 """What every teacher says with every call."""
-MAPS, ATTENTION = "maps.", "attention."
-"""What the names of feature maps, and of maps reduced to attention, begin with; their number follows."""
+MAPS, PREACTS, ATTENTION = "maps.", "preacts.", "attention."
+"""What the names of feature maps, of maps before their last activation, and of maps reduced to attention begin with;
+their number follows."""
 INPUT_GRAD = "input_grad"
 """The gradient of the largest logit with respect to the normalised input, [3, H, W]."""
 CONSTANTS = "constants"
@@ -40,9 +41,9 @@ def beside(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def map_number(name: str) -> int | None:
-    """K of ``maps.K`` and ``attention.K``; None for other outputs."""
+    """K of ``maps.K``, ``preacts.K`` and ``attention.K``; None for other outputs."""
     kind, dot, number = name.partition(".")
-    known = kind + dot in (MAPS, ATTENTION) and number.isascii() and number.isdigit()
+    known = kind + dot in (MAPS, PREACTS, ATTENTION) and number.isascii() and number.isdigit()
     # Written one way only: maps.01 would be a second name of maps.1.
     return int(number) if known and str(int(number)) == number else None
 
@@ -70,8 +71,10 @@ def forms_of(
     """
     sized = {} if image_size is None else {"image_height": image_size[0], "image_width": image_size[1]}
     forms = {name: OutputForm(shape=(width,)) for name, width in widths.items()}
-    for number, shape in enumerate(map_shapes):
-        forms[f"{MAPS}{number}"] = OutputForm(shape=shape, attributes=sized)
+    for kind in (MAPS, PREACTS):
+        forms |= {
+            f"{kind}{number}": OutputForm(shape=shape, attributes=sized) for number, shape in enumerate(map_shapes)
+        }
     for number, (_, height, width) in enumerate(map_shapes):
         sides = {"height": height, "width": width}
         forms[f"{ATTENTION}{number}"] = OutputForm(shape=(height * width,), attributes=sides | sized)

@@ -20,7 +20,7 @@ from shared.begun_answers import BegunAnswers, named_failures
 from shared.devices import pick_device, pick_devices
 from shared.errors import InputError
 from shared.fake_teacher import parse_fake
-from shared.outputs import ATTENTION, INPUT_GRAD, MAPS, OutputForm, check_offered, forms_of, map_number
+from shared.outputs import ATTENTION, INPUT_GRAD, MAPS, PREACTS, OutputForm, check_offered, forms_of, map_number
 from shared.replicas import ReplicatedTeacher
 from shared.teacher_protocol import Teacher
 
@@ -223,20 +223,17 @@ class TorchTeacher:
         if not outputs:
             logits, features = self._network.model(images_B3HW)
             return {"logits": logits, "features": features}
-        from shared.models.maps import attention_of
+        from shared.models.maps import Recorded, outputs_of_maps
 
-        numbers = {name: number for name in outputs if (number := map_number(name)) is not None}
-        recording: AbstractContextManager[list[torch.Tensor]] = self._maps().recording() if numbers else nullcontext([])
-        with recording as maps:
-            logits, features = self._network.model(images_B3HW.requires_grad_(INPUT_GRAD in outputs))
-        check_offered(
-            outputs,
-            offered=[INPUT_GRAD, *(f"{kind}{number}" for kind in (MAPS, ATTENTION) for number in range(len(maps)))],
-            teacher=self.id,
+        numbered = [name for name in outputs if map_number(name) is not None]
+        recording: AbstractContextManager[Recorded] = (
+            self._maps().recording_for(numbered) if numbered else nullcontext(Recorded())
         )
-        said = {"logits": logits, "features": features}
-        for name, number in numbers.items():
-            said[name] = maps[number] if name.startswith(MAPS) else attention_of(maps[number])
+        with recording as found:
+            logits, features = self._network.model(images_B3HW.requires_grad_(INPUT_GRAD in outputs))
+        offered = [f"{kind}{number}" for kind in (MAPS, PREACTS, ATTENTION) for number in range(found.count)]
+        check_offered(outputs, offered=[INPUT_GRAD, *offered], teacher=self.id)
+        said = {"logits": logits, "features": features, **outputs_of_maps(found, names=numbered)}
         if INPUT_GRAD in outputs:
             top = logits.float().gather(1, logits.argmax(dim=1, keepdim=True)).sum()
             (said[INPUT_GRAD],) = torch.autograd.grad(top, images_B3HW)

@@ -20,8 +20,8 @@ def kept_outputs(outputs: str | None, *, dtype: str | None) -> dict[str, str] | 
     unknown = [name for name in kept if name not in NAMES and map_number(name) is None]
     if unknown or len(kept) < len(pairs):
         raise InputError(
-            f"cannot keep outputs {outputs!r}; use logits or logits,features, and maps.K, attention.K, {INPUT_GRAD}, "
-            f"{CONSTANTS} where the teacher has them, each =DTYPE if wanted"
+            f"cannot keep outputs {outputs!r}; use logits or logits,features, and maps.K, preacts.K, attention.K, "
+            f"{INPUT_GRAD}, {CONSTANTS} where the teacher has them, each =DTYPE if wanted"
         )
     for chosen in kept.values():
         if chosen not in OUTPUT_DTYPES:

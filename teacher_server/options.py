@@ -46,7 +46,7 @@ Outputs = Annotated[
     str | None,
     typer.Option(
         help="what to keep, such as logits,features (default), logits=int8,features=float16 or "
-        "logits,maps.1,attention.2,input_grad,constants"
+        "logits,maps.1,preacts.2,attention.2,input_grad,constants"
     ),
 ]
 AddOutputs = Annotated[str | None, typer.Option(help="outputs to add to caches that exist, for all rows they hold")]

@@ -120,7 +120,7 @@ def _head_at(model: nn.Module, *, size: tuple[int, int]) -> Head:
     # Two different images: with one, a head and its copy could not be told apart, and some layers refuse a batch of 1.
     images = torch.rand(2, 3, *size, generator=generator).to(device=first.device, dtype=first.dtype)
     calls: list[_Call] = []
-    with _evaluating(model), _recording(model, calls), torch.no_grad():
+    with evaluating(model), _recording(model, calls), torch.no_grad():
         logits = model(images)
     if not isinstance(logits, Tensor):
         raise InputError(f"{type(model).__name__} answers {type(logits).__name__}, not one tensor of logits; {REMEDY}")
@@ -148,7 +148,8 @@ def _head_at(model: nn.Module, *, size: tuple[int, int]) -> Head:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards every module is in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

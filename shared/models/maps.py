@@ -1,15 +1,14 @@
 """Feature maps of any network, taken from the same forward pass as its logits.
 
-A network with a method ``maps(x)`` that its forward calls (all of the zoo) says itself what they are. Of any other, a
-stage is what runs one after another at one size: map K is what the K-th stage ends with. Modules that shrink the image
-more than twofold are looked into; pooling, and what is left of one place, is no map.
+A network with a method ``maps(x)`` that its forward calls (all of the zoo) says itself what they are. Of any other,
+map K is what the K-th of its `stages` ends with.
 
 Shape key: B images, C channels, D feature width, H height, W width, K map.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from shared.errors import InputError
+from shared.models.activations import ActivationWatch, Before
+from shared.models.stages import CLEAR_SIZE, find_stages, run_blank
+from shared.outputs import ATTENTION, MAPS, PREACTS
+
 SHORTCUTS = ("downsample", "shortcut")
 """Parts of the names of batch norms that are beside the main path."""
-LEAST_STAGES = 2
-"""With fewer, a network has no maps: what a vision transformer's patch embedding gives is none."""
-CLEAR_SIZE = (128, 128)
-"""Where a network takes any size, stages are told apart at this one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """Maps of a forward pass, of the kinds that were asked for."""
+
+    maps: Sequence[Tensor] = ()
+    preacts: Sequence[Tensor] = ()
+    """The same before their activation."""
+
+    @property
+    def count(self) -> int:
+        """How many maps the network has; 0 where none were asked for."""
+        return max(len(self.maps), len(self.preacts))
 
 
 class MapRecorder:
@@ -33,39 +47,151 @@ class MapRecorder:
         """``image_size``: one that the network takes; ``free_size``: it may take others as well."""
         self._model = model
         self._names: tuple[str, ...] | None = None
+        self._sizes = [size for size in (image_size, CLEAR_SIZE if free_size else None) if size is not None]
+        self._steps: tuple[tuple[int, ...], ...] | None = None
+        self._listeners: list[Callable[[Tensor], None]] = []
+        self._attached = False
         if not callable(getattr(model, "maps", None)):
-            sizes = [CLEAR_SIZE, image_size] if free_size else [image_size]
-            self._names = _find_stages(model, sizes=[size for size in sizes if size is not None])
+            # Small images leave too few places to tell stages apart.
+            self._names = find_stages(model, sizes=self._sizes[::-1])
 
     @contextmanager
-    def recording(self, *, copies: bool = True) -> Iterator[list[Tensor]]:
-        """The maps [B, C, H, W] of the forward pass within, f0 first; ``copies`` are safe from what runs in place."""
+    def recording(self, *, copies: bool = True, before_activation: bool = False) -> Iterator[list[Tensor]]:
+        """The maps [B, C, H, W] of the forward pass within, f0 first; ``copies`` are safe from what runs in place.
+
+        With ``before_activation``, each as it was before the activation that it is the result of. A map that is none,
+        and that a norm and then an activation take, as the norm gives it; any other as it is. Raises `InputError`
+        where activations run in another order than the first time.
+        """
         kept: list[Tensor] = []
-        if self._names is None:
-            own = self._model.maps  # a method that nn.Module does not declare
-
-            def recorded(x: Tensor) -> Sequence[Tensor]:
-                found: Sequence[Tensor] = own(x)  # type: ignore[operator]  # checked to be callable
-                kept.extend(found)
-                return found
-
-            # On this one object, for this call only.
-            self._model.__dict__["maps"] = recorded
-            try:
+        copies = copies and self._names is not None
+        if before_activation:
+            with self._recording_before(kept, copies=copies):
                 yield kept
-            finally:
-                del self._model.__dict__["maps"]
-            return
+        else:
+            with self._telling(lambda one: kept.append(one.clone() if copies else one)):
+                yield kept
 
-        def keep(_module: nn.Module, _arguments: object, output: Tensor) -> None:
-            kept.append(output.clone() if copies else output)
+    @contextmanager
+    def recording_for(self, names: Sequence[str]) -> Iterator[Recorded]:
+        """What the outputs ``maps.K``, ``preacts.K`` and ``attention.K`` of the forward pass within are made of."""
+        before = [name.startswith(PREACTS) for name in names]
+        with (
+            _if(any(before), self.recording(before_activation=True)) as preacts,
+            _if(not all(before), self.recording()) as maps,
+        ):
+            yield Recorded(maps=maps, preacts=preacts)
 
-        handles = [self._model.get_submodule(name).register_forward_hook(keep) for name in self._names]
+    @contextmanager
+    def _recording_before(self, kept: list[Tensor], *, copies: bool) -> Iterator[None]:
+        if self._steps is None:
+            self._steps = self._find_steps()
+        plan = self._steps
+
+        def settle(found: list[Before]) -> None:
+            if tuple(one.steps for one in found) != plan:
+                raise InputError(
+                    f"{type(self._model).__name__} runs other activations than when it was first looked at, so that"
+                    " its maps before activation are not known: use its maps, or have all activations run every time"
+                )
+            kept.extend(one.tensor for one in found)
+
+        steps = frozenset(step for one in plan for step in one)
+        with self._watching(ActivationWatch(steps=steps, copies=copies), copies=copies, settle=settle):
+            yield
+
+    @contextmanager
+    def _watching(
+        self, watch: ActivationWatch, *, copies: bool, settle: Callable[[list[Before]], None]
+    ) -> Iterator[None]:
+        """Give ``settle`` what the maps of each forward pass were before, at its end."""
+        found: list[Before] = []
+
+        def notice(one: Tensor) -> None:
+            # Asked at once: the map may be changed in place afterwards.
+            made = watch.made(one)
+            found.append(made or Before(tensor=one.clone() if copies else one, steps=(), direct=False, of=one))
+
+        def begin(*_: object) -> None:
+            found.clear()
+            watch.begin()
+
+        def end(*_: object) -> None:
+            # Asked at the end: a network may say what its maps are before or after a norm takes them.
+            settle([one if one.steps else watch.taken(one.of) or one for one in found])
+            begin()
+
+        handles = [self._model.register_forward_pre_hook(begin), self._model.register_forward_hook(end)]
         try:
-            yield kept
+            with self._telling(notice), watch:
+                yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _find_steps(self) -> tuple[tuple[int, ...], ...]:
+        """Of each map, the numbers of the activations and norms that it comes from or goes to.
+
+        A blank image tells: to remember all of them in a training step would take the memory of all activations.
+        """
+        found: list[Before] = []
+        # Only this pass is looked at: whoever records already hears nothing of it.
+        listeners, self._listeners = self._listeners, []
+        try:
+            with self._watching(ActivationWatch(), copies=False, settle=found.extend):
+                run_blank(self._model, sizes=self._sizes)
+        finally:
+            self._listeners = listeners
+        return tuple(one.steps for one in found)
+
+    @contextmanager
+    def _telling(self, listener: Callable[[Tensor], None]) -> Iterator[None]:
+        """Tell ``listener`` of every map, when the network has made it."""
+        with nullcontext() if self._attached else self._attaching():
+            self._listeners.append(listener)
+            try:
+                yield
+            finally:
+                self._listeners.remove(listener)
+
+    def _tell(self, one: Tensor) -> None:
+        for listener in self._listeners:
+            listener(one)
+
+    @contextmanager
+    def _attaching(self) -> Iterator[None]:
+        self._attached = True
+        detach = self._attach_to_method() if self._names is None else self._attach_to(self._names)
+        try:
+            yield
+        finally:
+            detach()
+            self._attached = False
+
+    def _attach_to_method(self) -> Callable[[], None]:
+        own = self._model.maps  # a method that nn.Module does not declare
+
+        def recorded(x: Tensor) -> Sequence[Tensor]:
+            found: Sequence[Tensor] = own(x)  # type: ignore[operator]  # checked to be callable
+            for one in found:
+                self._tell(one)
+            return found
+
+        # On this one object, for this time only.
+        self._model.__dict__["maps"] = recorded
+        return lambda: self._model.__dict__.pop("maps")
+
+    def _attach_to(self, names: Sequence[str]) -> Callable[[], None]:
+        def tell(_module: nn.Module, _arguments: object, output: Tensor) -> None:
+            self._tell(output)
+
+        handles = [self._model.get_submodule(name).register_forward_hook(tell) for name in names]
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
 
     def margins(self, images_B3HW: Tensor) -> dict[int, Tensor]:
         """OFD's margin [C] of map K, for maps that a batch norm can be named for.
@@ -82,9 +208,25 @@ class MapRecorder:
         return {number: ofd_margin(norm) for number, norm in norms.items() if norm is not None}
 
 
+def outputs_of_maps(found: Recorded, *, names: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs by name, each ``maps.K``, ``preacts.K`` or ``attention.K``, of maps recorded for them."""
+    makers: Mapping[str, Callable[[int], Tensor]] = {
+        MAPS: lambda number: found.maps[number],
+        PREACTS: lambda number: found.preacts[number],
+        ATTENTION: lambda number: attention_of(found.maps[number]),
+    }
+    return {name: makers[kind + dot](int(number)) for name in names for kind, dot, number in [name.partition(".")]}
+
+
 def attention_of(map_BCHW: Tensor) -> Tensor:
     """Zagoruyko and Komodakis 2017: ``normalize(mean_c(f^2))`` over places, float32 [B, H x W]."""
     return functional.normalize(map_BCHW.float().square().mean(dim=1).flatten(1), dim=1)
+
+
+@contextmanager
+def _if(wanted: bool, recording: AbstractContextManager[list[Tensor]]) -> Iterator[list[Tensor]]:
+    with recording if wanted else nullcontext([]) as kept:
+        yield kept
 
 
 def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
@@ -97,88 +239,6 @@ def ofd_margin(norm: nn.BatchNorm2d) -> Tensor:
     below = torch.special.ndtr(-ratio)
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
     return torch.where(below > 0.001, mean - scale * density / below, -3 * scale).float()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Call:
-    """One call of a module."""
-
-    turn: int
-    """When it ended."""
-    before: int | None
-    """Height of the map that it took; None for anything else."""
-    after: int | None
-    """Height of the map that it gave."""
-
-
-def _find_stages(model: nn.Module, *, sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    for size in sizes:
-        try:
-            calls = _watch(model, size=size)
-        except (RuntimeError, ValueError, AssertionError, TypeError):
-            # A network may take only the last of the sizes.
-            continue
-        return _ends_of_stages(model, calls=calls)
-    return ()
-
-
-def _watch(model: nn.Module, *, size: tuple[int, int]) -> Mapping[str, list[_Call]]:
-    """Every call of every module, by name."""
-    calls: dict[str, list[_Call]] = {}
-    turns = iter(range(10**9))
-
-    def watcher(name: str) -> object:
-        def watch(_module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
-            taken = arguments[0] if arguments else None
-            call = _Call(turn=next(turns), before=_height(taken), after=_height(output))
-            calls.setdefault(name, []).append(call)
-
-        return watch
-
-    first = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
-    # A square: what has its channels last is none, and is not taken for a map.
-    images = torch.zeros(1, 3, max(size), max(size), device=first.device, dtype=first.dtype)
-    handles = [module.register_forward_hook(watcher(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _height(value: object) -> int | None:
-    """Of a square map [B, C, H, W] with more than one place."""
-    is_map = isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3] > 1
-    return int(value.shape[2]) if is_map and isinstance(value, Tensor) else None
-
-
-def _ends_of_stages(model: nn.Module, *, calls: Mapping[str, list[_Call]]) -> tuple[str, ...]:
-    """The last module of each run of one size."""
-    ends: list[tuple[int, str]] = []
-    for call, name in sorted(_steps(model, prefix="", calls=calls), key=lambda step: step[0].turn):
-        if call.after is None:
-            continue
-        if ends and ends[-1][0] == call.after:
-            ends.pop()
-        ends.append((call.after, name))
-    return tuple(name for _, name in ends) if len(ends) >= LEAST_STAGES else ()
-
-
-def _steps(module: nn.Module, *, prefix: str, calls: Mapping[str, list[_Call]]) -> Iterator[tuple[_Call, str]]:
-    """Modules that run once and shrink the image at most twofold."""
-    for short, child in module.named_children():
-        name = f"{prefix}{short}"
-        made = calls.get(name, [])
-        leaf = next(child.children(), None) is None
-        once = made[0] if len(made) == 1 else None
-        keeps = once is not None and once.after is not None and (once.before or 0) <= 2 * once.after
-        if once is not None and (keeps or leaf):
-            if "pool" not in type(child).__name__.lower():
-                yield once, name
-        elif not leaf:
-            yield from _steps(child, prefix=f"{name}.", calls=calls)
 
 
 class _Turns(TorchFunctionMode):

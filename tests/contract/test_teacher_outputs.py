@@ -41,10 +41,11 @@ def test_maps_are_what_hooks_on_the_stages_see_and_attention_is_made_of_them(
     with torch.inference_mode():
         logits = model(prepared(images))
     seen["maps.0"] = seen["maps.0"].relu()
-    names = [f"{kind}.{number}" for kind in ("maps", "attention") for number in range(4)]
+    names = [f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in range(4)]
     said = teacher.answer(images, names)
     forms = teacher.forms(SIZE)
     assert [name for name in forms if name != "input_grad"] == ["logits", "features", *names]
+    assert [name for name in said if name.startswith("preacts.")] == names[4:8]
     np.testing.assert_allclose(said["logits"], logits.numpy(), atol=1e-5)
     for number in range(4):
         expected = seen[f"maps.{number}"].numpy()
@@ -56,6 +57,18 @@ def test_maps_are_what_hooks_on_the_stages_see_and_attention_is_made_of_them(
         attention = forms[f"attention.{number}"]
         assert (attention.attributes["height"], attention.attributes["width"]) == (side, side)
     assert all(forms[name].shape == values.shape[1:] for name, values in said.items())
+
+
+def test_maps_before_activation_are_said_where_they_are_asked_for(
+    teacher: TorchTeacher, images: list[np.ndarray]
+) -> None:
+    alone = teacher.answer(images, ["preacts.3", "preacts.0"])
+    assert sorted(alone) == ["features", "logits", "preacts.0", "preacts.3"]
+    both = teacher.answer(images, ["maps.3", "preacts.3", "attention.0", "input_grad"])
+    assert sorted(both) == ["attention.0", "features", "input_grad", "logits", "maps.3", "preacts.3"]
+    np.testing.assert_array_equal(both["preacts.3"], alone["preacts.3"])
+    np.testing.assert_array_equal(np.maximum(both["preacts.3"], 0), both["maps.3"])
+    assert (both["preacts.3"] < 0).any()
 
 
 def test_an_input_gradient_is_the_slope_of_the_largest_logit(teacher: TorchTeacher, images: list[np.ndarray]) -> None:
@@ -125,7 +138,11 @@ def test_what_a_teacher_cannot_give_is_refused_with_what_it_can(
 ) -> None:
     with pytest.raises(InputError, match=r"cannot give 'maps.0'; it gives logits, features; it has no feature maps"):
         load_teacher("fake:3").answer(images, ["maps.0"])
+    with pytest.raises(InputError, match=r"cannot give 'preacts.0'; it gives logits, features; it has no feature maps"):
+        load_teacher("fake:3").answer(images, ["preacts.0"])
     with pytest.raises(InputError, match=r"cannot give 'maps.4'"):
         teacher.answer(images, ["maps.4"])
+    with pytest.raises(InputError, match=r"cannot give 'preacts.4'; it gives .*maps.3, preacts.0, preacts.1"):
+        teacher.answer(images, ["preacts.4"])
     with pytest.raises(InputError, match="images of one size"):
         teacher.answer([*images, np.zeros((16, 16, 3), np.uint8)], ["maps.1"])
