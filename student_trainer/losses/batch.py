@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shared.outputs import ATTENTION, MAPS, map_number
+from shared.errors import InputError
+from shared.outputs import ATTENTION, MAPS, PREACTS, map_number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,7 +33,7 @@ class DistillBatch:
     student_maps: tuple[Tensor, ...] = ()
     """Feature maps, each float [B, C, H, W]."""
     teacher_maps: tuple[Tensor, ...] = ()
-    """The teacher's feature maps, each float [B, C, H, W]."""
+    """The teacher's feature maps, each float [B, C, H, W]; all as they are, or all before their last activation."""
     teacher_attention: tuple[Tensor, ...] = ()
     """The teacher's maps reduced to attention, each float [B, H x W] at length 1 over its places."""
     soft_labels: Tensor | None = None
@@ -48,12 +49,21 @@ class DistillBatch:
 
     @staticmethod
     def teacher_fields(outputs: Mapping[str, Tensor]) -> dict[str, object]:
-        """The fields that a teacher's outputs, by name, are; maps and attention in the order of their numbers."""
+        """The fields that a teacher's outputs, by name, are; maps and attention in the order of their numbers.
+
+        Maps are ``maps.K`` or ``preacts.K``; InputError where both are given.
+        """
         maps = sorted((number, name) for name in outputs if (number := map_number(name)) is not None)
         fields: dict[str, object] = {
             f"teacher_{name}": value for name, value in outputs.items() if map_number(name) is None
         }
-        for field, kind in (("teacher_maps", MAPS), ("teacher_attention", ATTENTION)):
+        kinds = {kind for kind in (MAPS, PREACTS) if any(name.startswith(kind) for _, name in maps)}
+        if len(kinds) > 1:
+            named = ", ".join(name for _, name in maps if not name.startswith(ATTENTION))
+            raise InputError(
+                f"a batch holds maps or maps before activation, not both ({named}); gather one kind for each loss"
+            )
+        for field, kind in (("teacher_maps", next(iter(kinds), MAPS)), ("teacher_attention", ATTENTION)):
             tensors = tuple(outputs[name] for _, name in maps if name.startswith(kind))
             fields |= {field: tensors} if tensors else {}
         return fields
