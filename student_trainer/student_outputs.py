@@ -3,7 +3,8 @@
 Shape key: B batch, C classes, D feature width, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from shared.errors import InputError
 from shared.models.features import LogitsAndFeatures
 from shared.models.maps import MapRecorder
-from shared.outputs import MAPS, map_number
+from shared.outputs import PREACTS, map_number
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.facts import MapShape
 
@@ -44,7 +45,7 @@ class StudentOutputs(nn.Module):
             self.model = LogitsAndFeatures(student, image_size=image_size)
             self.feature_width = self.model.feature_width
         self._recorder: MapRecorder | None = None
-        self._maps: tuple[int, ...] = ()
+        self._maps: tuple[tuple[int, bool], ...] = ()
         if "student_maps" in loss.needs:
             self._recorder = MapRecorder(student, image_size=image_size, free_size=True)
             shapes = _shapes_of(student, recorder=self._recorder, image_size=image_size)
@@ -55,24 +56,40 @@ class StudentOutputs(nn.Module):
                     " can be told: use a network with stages, such as zoo:wrn_16_2, or give it a method maps(x) that"
                     " forward calls"
                 )
-            self._maps = _numbers(loss.student_map_names(len(shapes)))
-            self.map_shapes = tuple(shapes[number] for number in self._maps)
+            self._maps = tuple(_place(name) for name in loss.student_map_names(len(shapes)))
+            self.map_shapes = tuple(shapes[number] for number, _ in self._maps)
 
     def forward(self, images_B3HW: Tensor) -> StudentAnswer:
         """Logits, and what else was asked for."""
-        if self._recorder is None:
-            return _answer(self.model(images_B3HW))
-        with self._recorder.recording() as maps:
+        with self._recording() as maps:
             said = _answer(self.model(images_B3HW))
-        return said._replace(maps=tuple(maps[number] for number in self._maps))
+        return said._replace(maps=tuple(maps[before][number] for number, before in self._maps))
+
+    @contextmanager
+    def _recording(self) -> Iterator[dict[bool, list[Tensor]]]:
+        """The maps of the forward pass within: those before their last activation under True, as they are under False.
+
+        Only the kinds asked for are recorded.
+        """
+        kinds = {before for _, before in self._maps}
+        with ExitStack() as stack:
+            recorder = self._recorder
+            if recorder is None:
+                yield {}
+                return
+            yield {kind: stack.enter_context(recorder.recording(before_activation=kind)) for kind in kinds}
 
 
 def _answer(said: Tensor | tuple[Tensor, Tensor]) -> StudentAnswer:
     return StudentAnswer(said) if isinstance(said, Tensor) else StudentAnswer(*said)
 
 
-def _numbers(names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(number for name in names if name.startswith(MAPS) and (number := map_number(name)) is not None)
+def _place(name: str) -> tuple[int, bool]:
+    """(K, whether before activation) of ``maps.K`` or ``preacts.K``."""
+    number = map_number(name)
+    if number is None:
+        raise AssertionError(f"{name} is no map")
+    return number, name.startswith(PREACTS)
 
 
 def _shapes_of(student: nn.Module, *, recorder: MapRecorder, image_size: tuple[int, int]) -> list[MapShape]:

@@ -49,22 +49,20 @@ class DistillBatch:
 
     @staticmethod
     def teacher_fields(outputs: Mapping[str, Tensor]) -> dict[str, object]:
-        """The fields that a teacher's outputs, by name, are; maps and attention in the order of their numbers.
+        """The fields that a teacher's outputs, by name, are; maps and attention in the order in which they come.
 
         Maps are ``maps.K`` or ``preacts.K``; InputError where both are given.
         """
-        maps = sorted((number, name) for name in outputs if (number := map_number(name)) is not None)
-        fields: dict[str, object] = {
-            f"teacher_{name}": value for name, value in outputs.items() if map_number(name) is None
-        }
-        kinds = {kind for kind in (MAPS, PREACTS) if any(name.startswith(kind) for _, name in maps)}
+        maps = [name for name in outputs if map_number(name) is not None]
+        fields: dict[str, object] = {f"teacher_{name}": value for name, value in outputs.items() if name not in maps}
+        kinds = {kind for kind in (MAPS, PREACTS) if any(name.startswith(kind) for name in maps)}
         if len(kinds) > 1:
-            named = ", ".join(name for _, name in maps if not name.startswith(ATTENTION))
+            named = ", ".join(name for name in maps if not name.startswith(ATTENTION))
             raise InputError(
                 f"a batch holds maps or maps before activation, not both ({named}); gather one kind for each loss"
             )
         for field, kind in (("teacher_maps", next(iter(kinds), MAPS)), ("teacher_attention", ATTENTION)):
-            tensors = tuple(outputs[name] for _, name in maps if name.startswith(kind))
+            tensors = tuple(outputs[name] for name in maps if name.startswith(kind))
             fields |= {field: tensors} if tensors else {}
         return fields
 

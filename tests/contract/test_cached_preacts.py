@@ -86,9 +86,9 @@ def _images() -> list[tuple[np.ndarray, int]]:
     return [(digits.image(row), int(digits.labels[row])) for row in range(len(digits.labels))]
 
 
-def test_a_batch_holds_one_kind_of_maps_in_the_order_of_their_numbers() -> None:
+def test_a_batch_holds_one_kind_of_maps_in_the_order_in_which_they_were_gathered() -> None:
     ten, two = torch.full((1,), 10.0), torch.full((1,), 2.0)
     fields = DistillBatch.teacher_fields({"preacts.10": ten, "attention.1": two, "preacts.2": two})
-    assert fields == {"teacher_maps": (two, ten), "teacher_attention": (two,)}
+    assert fields == {"teacher_maps": (ten, two), "teacher_attention": (two,)}
     with pytest.raises(InputError, match=r"not both \(maps.1, preacts.2\)"):
         DistillBatch.teacher_fields({"preacts.2": two, "maps.1": two})
