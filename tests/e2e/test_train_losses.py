@@ -18,7 +18,7 @@ from student_trainer.progress import EpochMetrics, Quiet
 from teacher_server.cli import app
 
 ROWS = 24
-KEPT = "logits,features,maps.1,maps.2,maps.3,attention.1,attention.2,attention.3,input_grad,constants"
+KEPT = "logits,features,maps.0,maps.1,maps.2,maps.3,attention.1,attention.2,attention.3,input_grad,constants"
 SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
 """Where a default asks for more than so few rows have."""
 SUMS: tuple[tuple[str, dict[str, object]], ...] = (
