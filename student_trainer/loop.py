@@ -250,6 +250,9 @@ class _Training:
         )
         pair = None if mix is None else mix.pair
         loss = self._total(Step(positions, teacher_views, said, inputs_B3HW, labels_B, pair, soft_BC))
+        if not loss.requires_grad:
+            # A stage of the loss alone, and none of these rows is answered: nothing to learn from.
+            return 0.0
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)

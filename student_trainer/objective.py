@@ -58,6 +58,7 @@ def read_objective(config: TrainConfig) -> Objective:
         raise InputError("--ce-weight and --kd-weight are both 0; at least one must be above 0")
     objective = Objective(loss=loss, ce_weight=ce_weight, kd_weight=kd_weight)
     _check_source(config, objective)
+    _check_stages(config, objective)
     for sentence in ignored_options(config, objective):
         logger.warning("%s", sentence)
     return objective
@@ -113,6 +114,25 @@ def _check_source(config: TrainConfig, objective: Objective) -> None:
         raise InputError(f"loss {name} needs input gradients in float32; use --precision float32")
     if config.batch < objective.least_batch:
         raise InputError(f"--batch {config.batch} is too small for loss {name}; use {objective.least_batch} or more")
+
+
+def _check_stages(config: TrainConfig, objective: Objective) -> None:
+    """A loss may count in some epochs only; what is left of the last one tells whether all was thought of."""
+    loss = objective.loss
+    loss.begin_epoch(config.epochs - 1)
+    last = objective.ce_weight * loss.ce_factor, objective.kd_weight * loss.kd_factor
+    if not any(last):
+        raise InputError(
+            f"loss {loss.name} ends before the training does, and --ce-weight is 0: nothing is left to train on; give"
+            " --ce-weight above 0, or fewer --epochs"
+        )
+    if objective.ce_weight > 0 and last[0] == 0:
+        logger.warning(
+            "loss %s trains alone in its first epochs, and --epochs %d ends before cross-entropy's turn; give more"
+            " epochs, or a smaller init_epochs",
+            loss.name,
+            config.epochs,
+        )
 
 
 def start_loss(

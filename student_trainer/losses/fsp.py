@@ -54,13 +54,13 @@ class FSP(DistillLoss):
     pooling. Channels of student and teacher must be equal.
 
     A method of two stages: for ``init_epochs`` (RepDistiller's 30) only this loss counts, afterwards only
-    cross-entropy; 0 adds it to cross-entropy all along. RepDistiller's script gives the weight 50, which its code uses
-    in neither stage; its first stage has epochs, optimizer and schedule of its own and leaves out the last layer.
+    cross-entropy; 0 adds it to cross-entropy all along. The default weight is 1: RepDistiller's script gives 50, which
+    its code uses in neither stage. Its first stage has epochs, optimizer and schedule of its own and leaves out the
+    last layer.
     """
 
     name = "fsp"
     default_ce_weight = 1.0
-    default_kd_weight = 50.0
     limits: ClassVar[Mapping[str, Limit]] = {
         "maps": Limit(kind=MapChoice),
         "teacher_maps": Limit(kind=MapChoice),

@@ -22,7 +22,12 @@ from student_trainer.student_outputs import StudentOutputs
 from teacher_server.cli import app
 
 ROWS = 24
-KEPT = "logits,features,maps.1,maps.2,maps.3,attention.1,attention.2,attention.3,input_grad,constants"
+KEPT = ",".join(
+    [
+        "logits,features,input_grad,constants,maps.0",
+        *(f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in (1, 2, 3)),
+    ]
+)
 SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
 
 

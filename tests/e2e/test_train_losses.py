@@ -18,7 +18,12 @@ from student_trainer.progress import EpochMetrics, Quiet
 from teacher_server.cli import app
 
 ROWS = 24
-KEPT = "logits,features,maps.0,maps.1,maps.2,maps.3,attention.1,attention.2,attention.3,input_grad,constants"
+KEPT = ",".join(
+    [
+        "logits,features,input_grad,constants,maps.0",
+        *(f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in (1, 2, 3)),
+    ]
+)
 SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
 """Where a default asks for more than so few rows have."""
 SUMS: tuple[tuple[str, dict[str, object]], ...] = (
@@ -127,8 +132,19 @@ def test_a_cache_without_maps_is_refused_before_training_and_can_be_given_them(
     train(config)
 
 
-def test_a_student_without_maps_is_refused(config: TrainConfig) -> None:
+FLAT = """
+from torch import nn
+
+def flat(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+"""
+
+
+def test_a_student_without_the_maps_that_are_compared_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(FLAT)
     with pytest.raises(InputError, match="compares feature maps, and the student"):
+        train(replace(config, student=f"python:{tmp_path}/flat.py:flat", loss="fitnets"))
+    with pytest.raises(InputError, match="maps 2 of the student: it has maps 0 to 1"):
         train(replace(config, student="zoo:mlp", loss="fitnets"))
 
 
