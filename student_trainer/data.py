@@ -5,15 +5,22 @@
     for batch in CachedTeacherLoader(dataset, batch_size=64, shuffle=True, num_workers=2):
         loss = build_loss("kl")(batch.distill(model(batch.images)))
 
-A loss may want more of the teacher, ``CachedTeacherLoader(dataset, outputs=("logits", "maps.2"))``, and of the student,
-``batch.distill(logits, student_maps=maps)``; one with parts of its own is told of the training once, by `start`.
+A loss may want more of teacher and student, and train parts of its own; all that is seen to by
+
+    student = StudentOutputs(model, loss=loss, image_size=(32, 32))
+    loader = CachedTeacherLoader.for_loss(loss, dataset, student=student, batch_size=64, shuffle=True)
+    optimizer = SGD([*student.parameters(), *loss.parameters()], lr=0.05)
+    for batch in loader:
+        said = student(batch.images)
+        value = loss(batch.distill(said.logits, student_features=said.features, student_maps=said.maps))
+
 Images are loaded by the workers; answers are gathered in the main process, one gather per batch.
 Shape key: B batch, C classes, D feature width, H height, W width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -23,14 +30,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cache.reader import CacheReader
-from shared.errors import IdentityError, InputError, MissingRowsError, RowRangeError
+from shared.errors import IdentityError, InputError, MissingRowsError, OutputNotCachedError, RowRangeError
 from shared.identity import pixel_key
 from shared.mixing import mixing
+from shared.outputs import CONSTANTS
 from shared.rendering import render_row
 from shared.views import check_view
+from student_trainer.announcement import TeacherSide, facts_of
+from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.mix import Mix
 from student_trainer.order import TEACHER_VIEWS, drawn_views
+from student_trainer.student_outputs import StudentOutputs
 
 Item = tuple[Any, int, int, int]
 """(image, label, row, view)."""
@@ -74,8 +85,9 @@ class CachedTeacherDataset(Dataset[Item]):
                 " wrap the whole data set, and choose with rows="
             )
         self._policy = reader.dataset.view_policy
-        self._views = tuple(check_view(view, policy=self._policy) for view in views)
-        present = np.logical_and.reduce([reader.present(view) for view in self._views])
+        self.views = tuple(check_view(view, policy=self._policy) for view in views)
+        """The views that items are drawn from."""
+        present = np.logical_and.reduce([reader.present(view) for view in self.views])
         self.rows = np.flatnonzero(present) if rows is None else _checked(rows, reader=reader)
         """int64 [N]: the row of each item."""
         absent = self.rows[~present[self.rows]]
@@ -93,7 +105,7 @@ class CachedTeacherDataset(Dataset[Item]):
         self.set_epoch(0)
 
     def _check_samples(self, count: int) -> None:
-        view = self._views[0]
+        view = self.views[0]
         for row in np.random.default_rng(self._seed).permutation(self.rows)[:count].tolist():
             image, label = self._dataset[row]
             pixels = _pixels(image)
@@ -112,7 +124,7 @@ class CachedTeacherDataset(Dataset[Item]):
     def set_epoch(self, epoch: int) -> None:
         """Draw each row's view for this epoch. Workers that outlive an epoch (persistent_workers) do not see it."""
         count = len(self.rows)
-        self._drawn = drawn_views(self._views, count=count, seed=self._seed, epoch=epoch, purpose=TEACHER_VIEWS)
+        self._drawn = drawn_views(self.views, count=count, seed=self._seed, epoch=epoch, purpose=TEACHER_VIEWS)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -233,10 +245,53 @@ class CachedTeacherLoader:
         self._outputs = tuple(outputs)
         self._loader: DataLoader[Item] = DataLoader(dataset, **options)
 
+    @classmethod
+    def for_loss(
+        cls,
+        loss: DistillLoss,
+        dataset: CachedTeacherDataset,
+        *,
+        student: StudentOutputs,
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """A loader of what ``loss`` needs, which is told about the training: it may make weights and memories.
+
+        ``student`` is ``StudentOutputs(network, loss=loss, image_size=(H, W))``, and what to call with the images; give
+        ``loss.parameters()`` to the optimizer too. Raises `OutputNotCachedError` where the cache lacks an output.
+        """
+        reader = dataset.reader
+        outputs = loss.teacher_outputs(student_maps=student.map_count, offered=reader.forms)
+        names = list(dict.fromkeys(name for some in outputs.values() for name in some))
+        lacking = [name for name in names if name not in (*reader.forms, *([CONSTANTS] if reader.constants else []))]
+        if lacking:
+            raise OutputNotCachedError(
+                f"the cache holds {', '.join(reader.forms)}, and loss {loss.name} needs {', '.join(lacking)}; add it"
+                f" with `teacher-server fill --add-outputs {','.join(lacking)}`"
+            )
+        loader = cls(dataset, outputs=[name for name in names if name != CONSTANTS], **options)
+        teacher = TeacherSide(
+            outputs=outputs, forms=reader.forms, features=reader.teacher.features, constants=loader.constants
+        )
+        classes, rows_N = reader.teacher.classes, np.asarray(dataset.rows)
+        labels_N = reader.labels(rows_N, view=dataset.views[0])
+        loss.start(
+            facts_of(seed=seed, classes=classes, rows_N=rows_N, labels_N=labels_N, student=student, teacher=teacher)
+        )
+        if loss.prepares:
+            loss.prepare(loader.without_student)
+        return loader
+
     @cached_property
     def constants(self) -> Mapping[str, Tensor]:
         """What the teacher says once for all rows, by name; empty where the cache does not keep it."""
         return {name: torch.from_numpy(np.array(array)) for name, array in self._dataset.reader.constants.items()}
+
+    def without_student(self, _epoch: int = 0) -> Iterator[DistillBatch]:
+        """All rows once, for a loss that learns from the teacher first; the student's logits are zeros."""
+        classes = self._dataset.reader.teacher.classes
+        for batch in self:
+            yield batch.distill(torch.zeros(len(batch.labels), classes), teacher_constants=self.constants)
 
     def __len__(self) -> int:
         return len(self._loader)

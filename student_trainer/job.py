@@ -16,6 +16,7 @@ from shared.datasets.base import ImageDataset, Normalisation
 from shared.datasets.spec import open_train_test
 from shared.errors import InputError
 from shared.views import view_count
+from student_trainer.announcement import TeacherSide
 from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
 from student_trainer.mirror import Fetched, fetch_missing, mirror_path
@@ -103,8 +104,13 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
         if targets is not None and outputs:
             targets.place(selection.train[selection.answered], views=views)
         constants = targets.constants() if targets is not None and "teacher_constants" in outputs else {}
-        teacher: dict[str, Any] = {"targets": targets, "outputs": outputs, "constants": constants}
-        start_loss(objective, selection, config=config, train_set=train_set, student=said, **teacher)
+        teacher = TeacherSide(
+            outputs=outputs,
+            forms={} if targets is None else targets.forms,
+            features=None if targets is None else targets.description.features,
+            constants=constants,
+        )
+        start_loss(objective, selection, config=config, train_set=train_set, student=said, teacher=teacher)
         warn_of_partners(train_set, train=selection.train, val=selection.val, student_views=student_views)
         normalisation = train_set.normalisation
         # An online teacher sees the views that the device renders, whatever the student sees.
@@ -118,7 +124,9 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
             train_set=train_set,
             test_set=test_set,
             normalisation=normalisation,
-            **teacher,
+            targets=targets,
+            outputs=outputs,
+            constants=constants,
             selection=selection,
             teacher_views=views,
             student_views=student_views,

@@ -1,22 +1,17 @@
 """What a training minimises: a loss with its weights, checked against where the teacher's answers come from."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from shared.datasets.base import ImageDataset
 from shared.errors import InputError
+from student_trainer.announcement import TeacherSide, facts_of
 from student_trainer.config import TrainConfig
 from student_trainer.losses.base import DistillLoss
-from student_trainer.losses.facts import MapShape, TrainingFacts
 from student_trainer.losses.registry import build_loss
 from student_trainer.order import LOSS, derived_seed
 from student_trainer.rows import Selection
 from student_trainer.student_outputs import StudentOutputs
-from student_trainer.targets import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -142,35 +137,19 @@ def start_loss(
     config: TrainConfig,
     train_set: ImageDataset,
     student: StudentOutputs,
-    targets: Targets | None,
-    outputs: Mapping[str, Sequence[str]],
-    constants: Mapping[str, Tensor],
+    teacher: TeacherSide,
 ) -> None:
     """Tell the loss about the training: it may make parameters of its own."""
-    answered = selection.train[selection.answered]
-    loss = objective.loss
-    forms = {} if targets is None else targets.forms
-    features = targets.description.features if targets is not None and "teacher_features" in outputs else None
-    attentions = [forms[name].attributes for name in outputs.get("teacher_attention", ())]
+    answered_N, loss = selection.train[selection.answered], objective.loss
     loss.start(
-        TrainingFacts(
+        facts_of(
             seed=derived_seed(config.seed, purpose=LOSS),
             classes=len(train_set.classes),
-            rows=torch.from_numpy(answered),
-            labels=torch.from_numpy(train_set.labels[answered]),
-            student_width=student.feature_width,
-            teacher_width=features,
-            student_maps=student.map_shapes,
-            teacher_maps=tuple(map_shape(forms[name].shape) for name in outputs.get("teacher_maps", ())),
-            teacher_attention=tuple((one["height"], one["width"]) for one in attentions),
-            teacher_constants=constants,
+            rows_N=answered_N,
+            labels_N=train_set.labels[answered_N],
+            student=student,
+            teacher=teacher,
         )
     )
     if config.devices > 1 and list(loss.parameters()):
         raise InputError(f"loss {loss.name} trains weights of its own in one process: use --devices 1")
-
-
-def map_shape(shape: Sequence[int]) -> MapShape:
-    """(channels, H, W) of a teacher's map, as its cache announces it."""
-    channels, height, width = shape
-    return channels, height, width

@@ -16,7 +16,7 @@ from shared.datasets.spec import open_dataset
 from shared.errors import InputError
 from shared.models.build import build_model
 from student_trainer.data import CachedTeacherDataset, CachedTeacherLoader, TeacherBatch
-from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts, build_loss
+from student_trainer.losses import LOSSES, DistillBatch, build_loss
 from student_trainer.losses.base import DistillLoss
 from student_trainer.student_outputs import StudentOutputs
 from teacher_server.cli import app
@@ -51,30 +51,9 @@ def to_input(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
-def loader_of(reader: CacheReader, digits: ImageDataset, *, outputs: list[str]) -> CachedTeacherLoader:
+def dataset_of(reader: CacheReader, digits: ImageDataset) -> CachedTeacherDataset:
     own = [(digits.image(row), int(label)) for row, label in enumerate(digits.labels.tolist())]
-    dataset = CachedTeacherDataset(own, reader, transform=to_input)
-    return CachedTeacherLoader(dataset, outputs=outputs, batch_size=8)
-
-
-def facts_of(
-    reader: CacheReader, needed: dict[str, Any], *, student: StudentOutputs, loader: CachedTeacherLoader
-) -> TrainingFacts:
-    """What the loss is told: all of it is in the cache and the student."""
-    rows, forms = np.flatnonzero(reader.present()), reader.forms
-    attention = [forms[name].attributes for name in needed.get("teacher_attention", ())]
-    return TrainingFacts(
-        seed=0,
-        classes=10,
-        rows=torch.from_numpy(rows),
-        labels=torch.from_numpy(reader.labels(rows)),
-        student_width=student.feature_width,
-        teacher_width=reader.teacher.features,
-        student_maps=student.map_shapes,
-        teacher_maps=tuple(forms[name].shape for name in needed.get("teacher_maps", ())),  # type: ignore[misc]
-        teacher_attention=tuple((one["height"], one["width"]) for one in attention),
-        teacher_constants=loader.constants,
-    )
+    return CachedTeacherDataset(own, reader, transform=to_input)
 
 
 def step(batch: TeacherBatch, *, student: nn.Module, loss: DistillLoss, constants: Any) -> Tensor:
@@ -101,15 +80,7 @@ def test_every_loss_trains_a_student_in_a_loop_of_ones_own(
 ) -> None:
     loss = build_loss(name, **SETTINGS.get(name, {}))
     student = StudentOutputs(build_model("zoo:resnet8", classes=10, seed=1), loss=loss, image_size=(8, 8))
-    needed = loss.teacher_outputs(student_maps=student.map_count, offered=reader.forms)
-    loader = loader_of(
-        reader, digits, outputs=[one for names in needed.values() for one in names if one != "constants"]
-    )
-    loss.start(facts_of(reader, needed, student=student, loader=loader))
-    if loss.prepares:
-        loss.prepare(
-            lambda epoch: (batch.distill(torch.zeros(8, 10), teacher_constants=loader.constants) for batch in loader)
-        )
+    loader = CachedTeacherLoader.for_loss(loss, dataset_of(reader, digits), student=student, batch_size=8)
     trained = [*student.parameters(), *loss.parameters()]
     optimizer, before = SGD(trained, lr=1e-3), [one.detach().clone() for one in student.parameters()]
     loss.begin_epoch(0)
@@ -124,7 +95,9 @@ def test_every_loss_trains_a_student_in_a_loop_of_ones_own(
 
 
 def test_a_batch_carries_all_that_the_loader_was_asked_for(reader: CacheReader, digits: ImageDataset) -> None:
-    loader = loader_of(reader, digits, outputs=["logits", "maps.1", "maps.3", "attention.2", "input_grad"])
+    loader = CachedTeacherLoader(
+        dataset_of(reader, digits), batch_size=8, outputs=["logits", "maps.1", "maps.3", "attention.2", "input_grad"]
+    )
     batch = next(iter(loader))
     images = batch.images.requires_grad_()
     maps = (torch.zeros(8, 4, 8, 8), torch.zeros(8, 4, 2, 2))
@@ -144,7 +117,9 @@ def test_a_batch_carries_all_that_the_loader_was_asked_for(reader: CacheReader, 
 
 
 def test_a_batch_lacks_what_was_not_given(reader: CacheReader, digits: ImageDataset) -> None:
-    batch: DistillBatch = next(iter(loader_of(reader, digits, outputs=["logits"]))).distill(torch.zeros(8, 10))
+    batch: DistillBatch = next(iter(CachedTeacherLoader(dataset_of(reader, digits), batch_size=8))).distill(
+        torch.zeros(8, 10)
+    )
     assert batch.teacher_constants is None
     with pytest.raises(InputError, match="needs teacher_input_grad, which this batch does not have; gather outputs"):
         build_loss("jacobian")(batch)
