@@ -1,11 +1,12 @@
 """Cross-entropy with the labels: no teacher, and how a teacher is trained."""
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 from torch import Tensor
 from torch.nn import functional
 
+from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, widen
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
@@ -14,20 +15,34 @@ from student_trainer.losses.hyper import Limit
 class CrossEntropy(DistillLoss):
     """``-log softmax(s)[label]``, mean over the batch.
 
-    ``label_smoothing`` is torch's eps, spread over all C classes; Kim et al. 2021 (Eq. 1) put beta/(C-1) on each wrong
-    class, which is eps = beta C/(C-1).
+    ``label_smoothing`` takes that much from the label: ``smoothing="uniform"`` spreads it over all C classes, the label
+    itself too, as torch does (Szegedy et al. 2016); ``"others"`` over the C - 1 wrong ones, as Kim et al. 2021 write it
+    (Eq. 1: 1 - beta on the label, beta/(C-1) on each other class), which is torch's with beta C/(C-1).
     """
 
     name = "ce"
     needs = ("labels",)
-    limits: ClassVar[Mapping[str, Limit]] = {"label_smoothing": Limit(kind=float, low=0.0, high=1.0)}
+    limits: ClassVar[Mapping[str, Limit]] = {
+        "label_smoothing": Limit(kind=float, low=0.0, high=1.0),
+        "smoothing": Limit(kind=str, choices=("uniform", "others")),
+    }
 
-    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0, smoothing: Literal["uniform", "others"] = "uniform") -> None:
         super().__init__()
-        self.label_smoothing = self.read_hyper({"label_smoothing": label_smoothing})["label_smoothing"]
+        hyper = self.read_hyper({"label_smoothing": label_smoothing, "smoothing": smoothing})
+        self.label_smoothing: float = hyper["label_smoothing"]
+        self.smoothing: str = hyper["smoothing"]
+        if self.smoothing == "others" and self.label_smoothing == 0:
+            raise InputError("ce: smoothing has no effect with label_smoothing=0; set label_smoothing above 0")
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
         logits_BC = widen(batch.student_logits)
         labels = cast(Tensor, batch.labels) if batch.soft_labels is None else batch.soft_labels
-        return functional.cross_entropy(logits_BC, labels, label_smoothing=self.label_smoothing)
+        if self.smoothing == "uniform":
+            return functional.cross_entropy(logits_BC, labels, label_smoothing=self.label_smoothing)
+        classes = logits_BC.shape[1]
+        # torch refuses more than 1, which this is where nearly all is taken from the label.
+        spread = self.label_smoothing * classes / max(classes - 1, 1)
+        uniform = -functional.log_softmax(logits_BC, dim=1).mean()
+        return (1 - spread) * functional.cross_entropy(logits_BC, labels) + spread * uniform
