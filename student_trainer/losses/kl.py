@@ -1,4 +1,7 @@
-"""Kullback-Leibler divergence of softened outputs: the classic."""
+"""Kullback-Leibler divergence of softened outputs: the classic.
+
+Shape key: B batch, C classes.
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -10,19 +13,29 @@ from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
 
+ENDLESS = 1e9
+"""From this temperature on the limit is as near to ``T^2 KL`` as float64 arithmetic comes, about 1e-7 of it."""
+WARM = 1e3
+"""From this temperature on, the rounding of float32 probabilities, times T, would show in the gradient (over 1e-4)."""
+COLDEST = 1e-30
+"""Below this temperature float32 has no ``s/T``; the softened outputs are one-hot long before."""
+
 
 class KL(DistillLoss):
     """Hinton et al. 2015: ``T^2 * KL(softmax(t/T) || softmax(s/T))``, sum over classes, mean over the batch.
 
     ``scale="tau2"`` multiplies by T^2 for every T, as all public code does; ``"max"`` by max(T, T^2), which Kim et al.
-    2021 state in their text only. Default weights: RepDistiller's 0.1 and 0.9.
+    2021 state in their text only: for T to 0 its gradient tends to ``(onehot(argmax s) - onehot(argmax t))/B``, where
+    that of ``tau2`` vanishes. ``temperature=inf`` is the limit (their Eq. 5), the same by either scale: half the
+    variance over the classes of ``d = s - t``, that is ``lm`` on centred logits, with the gradient ``(C d - sum
+    d)/C^2/B``; their code writes that gradient by hand, for T above 150. Default weights: RepDistiller's 0.1 and 0.9.
     """
 
     name = "kl"
     default_ce_weight = 0.1
     default_kd_weight = 0.9
     limits: ClassVar[Mapping[str, Limit]] = {
-        "temperature": Limit(kind=float, low=0.0, above=True),
+        "temperature": Limit(kind=float, low=0.0, above=True, endless=True),
         "scale": Limit(kind=str, choices=("tau2", "max")),
     }
 
@@ -31,12 +44,14 @@ class KL(DistillLoss):
         hyper = self.read_hyper({"temperature": temperature, "scale": scale})
         self.temperature: float = hyper["temperature"]
         # T^2 keeps the gradient's scale independent of T above 1; below 1 it makes the gradient vanish with T.
-        squared = self.temperature**2
+        squared = self.temperature * self.temperature
         self.factor: float = squared if hyper["scale"] == "tau2" else max(self.temperature, squared)
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
         student_BC, teacher_BC = logits_of(batch)
+        if self.temperature >= ENDLESS:
+            return (student_BC - teacher_BC).var(dim=1, correction=0).mean() / 2
         return self.factor * softened_kl(student_BC, teacher_BC, temperature=self.temperature)
 
 
@@ -47,10 +62,31 @@ def softened_kl(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -
 
 def softened_kl_per_sample(student_BC: Tensor, teacher_BC: Tensor, *, temperature: float) -> Tensor:
     """`softened_kl` before the mean, [B]."""
-    log_student_BC = functional.log_softmax(student_BC / temperature, dim=1)
-    log_teacher_BC = functional.log_softmax(teacher_BC / temperature, dim=1)
-    student_prob_BC, teacher_prob_BC = log_student_BC.exp(), log_teacher_BC.exp()
+    log_student_BC, log_teacher_BC = (softened(one, temperature=temperature) for one in (student_BC, teacher_BC))
+    between = divergence if temperature < WARM else close_divergence
+    return between(log_student_BC, log_teacher_BC, dim=1).to(student_BC.dtype)
+
+
+def softened(logits_BC: Tensor, *, temperature: float) -> Tensor:
+    """``log softmax(z/T)`` over the classes, in float64 for large T."""
+    if temperature >= WARM:
+        logits_BC = logits_BC.double()
+    if temperature < 1:
+        # Rounded before it is divided, the distance to the largest logit is exact where it matters: close to it.
+        logits_BC = logits_BC - logits_BC.detach().amax(dim=1, keepdim=True)
+    return functional.log_softmax(logits_BC / max(temperature, COLDEST), dim=1)
+
+
+def divergence(log_student: Tensor, log_teacher: Tensor, *, dim: int) -> Tensor:
+    """``KL(teacher || student)`` of distributions along ``dim``, given as logarithms."""
+    student_prob, teacher_prob = log_student.exp(), log_teacher.exp()
     # Both sum to 1, so their difference adds nothing; in float32 it cancels the rounding of the logarithms to first
     # order, which for large temperatures (close distributions) is most of the error.
-    terms_BC = teacher_prob_BC * (log_teacher_BC - log_student_BC) - (teacher_prob_BC - student_prob_BC)
-    return terms_BC.sum(dim=1)
+    terms = teacher_prob * (log_teacher - log_student) - (teacher_prob - student_prob)
+    return terms.sum(dim=dim)
+
+
+def close_divergence(log_student: Tensor, log_teacher: Tensor, *, dim: int) -> Tensor:
+    """`divergence` where the distributions are close: the same sum, without the difference of equal probabilities."""
+    ratio = log_student - log_teacher
+    return (log_teacher.exp() * (ratio.expm1() - ratio)).sum(dim=dim)
