@@ -1,5 +1,6 @@
 """Everything that decides one training, as one frozen value; `student_trainer.cli` builds it from options."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -162,19 +163,22 @@ class TrainConfig:
 
     def settings(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        return {item.name: as_json(getattr(self, item.name)) for item in fields(self)}
 
     def deciding_settings(self) -> dict[str, Any]:
         """The settings that decide the result: what a resumed run must share with the run it continues."""
         return {name: value for name, value in self.settings().items() if name not in DECIDES_NOTHING}
 
 
-def _plain(value: object) -> Any:
+def as_json(value: object) -> Any:
+    """A setting as a value of strict JSON, which has no infinity: that is written as options are, ``inf``."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {name: as_json(item) for name, item in value.items()}
+    return "inf" if value == math.inf else value
 
 
 def _check_choices(config: TrainConfig) -> None:

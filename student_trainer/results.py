@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from shared.models.checkpoint import CheckpointMetadata, load_weights, save_checkpoint
+from student_trainer.config import as_json
 from student_trainer.device_data import DeviceImages
 from student_trainer.distilling import Finisher
 from student_trainer.evaluate import Forward, accuracy_of
@@ -27,7 +28,7 @@ class RunResult:
 
     loss: str
     hyper: dict[str, Any]
-    """All hyper-parameters of the loss, defaults included."""
+    """All hyper-parameters of the loss, defaults included; infinity as the text ``inf``."""
     ce_weight: float
     kd_weight: float
     student: str
@@ -166,7 +167,7 @@ def _result(job: Job, *, state: TrainState, val_last: float | None) -> RunResult
     answered = int(selection.answered.sum()) if job.uses_teacher else 0
     return RunResult(
         loss=objective.loss.name,
-        hyper=dict(objective.loss.settings),
+        hyper=as_json(objective.loss.settings),
         ce_weight=objective.ce_weight,
         kd_weight=objective.kd_weight,
         student=config.student,

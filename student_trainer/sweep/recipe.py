@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from shared.outputs import ALWAYS, CONSTANTS, INPUT_GRAD, map_number
-from student_trainer.config import Missing, Precision, Schedule, StudentViews
+from student_trainer.config import Missing, Precision, Schedule, StudentViews, as_json
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,23}$")]
 Label = Annotated[str, Field(min_length=1, max_length=60)]
@@ -141,6 +141,13 @@ class LossEntry(Section):
         if isinstance(given, dict) and "label" not in given and "loss" in given:
             return {"label": given["loss"], **given}
         return given
+
+    @field_validator("set")
+    @classmethod
+    def _as_written(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """YAML's ``.inf`` as the text that records and options have for it."""
+        read: dict[str, Any] = as_json(given)
+        return read
 
     @property
     def slug(self) -> str:
