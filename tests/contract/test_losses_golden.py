@@ -18,9 +18,6 @@ RKD_WEIGHTS = {"w_d": "distance", "w_a": "angle", "distance_weight": "distance",
 CRD_HYPER = {"nce_k": "negatives", "nce_t": "temperature", "nce_m": "momentum"}
 CKD_HYPER = {"pos": "pos", "neg": "neg", "w_cls": "w_cls", "w_rel": "w_rel", "w_kd": "w_kd", "kd_T": "kd_temperature"}
 SPECS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
-    "repdistiller.kd": ("kl", {}, {"T": "temperature"}),
-    "kd_data.mse_logit": ("mse", {}, {}),
-    "icsota.dist": ("dist", {}, {"beta": "beta", "gamma": "gamma", "tau": "temperature"}),
     "ckd.ckd": ("ckd", {}, CKD_HYPER),
     "repdistiller.rkd": ("rkd", {}, RKD_WEIGHTS),
     "mdistiller.rkd": ("rkd", {}, RKD_WEIGHTS),
@@ -127,16 +124,6 @@ def test_loss_and_gradient_agree_with_the_authors_code(spec: str, dtype: str, go
     assert compared >= 2 * (len(cases) - 2)
 
 
-def test_the_gradients_of_large_cases_agree_beyond_the_stored_rows(golden: Any) -> None:
-    large = [case for spec in SPECS for case in golden.cases(spec=spec) if "grad_full_l2" in case]
-    assert large
-    for case in large:
-        gradient = computed(case, as_tensors(golden.inputs(case)))["grad_student_logits"]
-        expected = case["grad_full_l2"]
-        expected = expected["grad_student_logits"] if isinstance(expected, dict) else expected
-        assert float(gradient.norm()) == pytest.approx(float(expected), rel=1e-5)
-
-
 def comparisons(count: int, *, pos: int, neg: int) -> Iterator[tuple[int, ...]]:
     for positive in itertools.combinations(range(count), pos):
         rest = [index for index in range(count) if index not in positive]
@@ -173,81 +160,3 @@ def test_all_pairs_agree_with_the_recorded_means(facts: Any) -> None:
         loss = build_loss("ckd", pos=entry["pos"], neg=entry["neg"], w_cls=0.0)
         value = loss(DistillBatch(student_logits=student, teacher_logits=teacher))
         assert float(value) == pytest.approx(entry["mean_ckd_over_all"], rel=1e-12)
-
-
-def fact_batch(facts: Any, *, gradient: bool = False) -> DistillBatch:
-    student = torch.tensor(facts["inputs"]["student_logits"], dtype=torch.float64, requires_grad=gradient)
-    return DistillBatch(
-        student_logits=student, teacher_logits=torch.tensor(facts["inputs"]["teacher_logits"], dtype=torch.float64)
-    )
-
-
-def test_kl_approaches_its_limit_for_large_temperatures(facts: Any) -> None:
-    limit = torch.tensor(facts["F1_tau_to_infinity_gradient"]["limit_gradient"], dtype=torch.float64)
-    for entry in facts["F1_tau_to_infinity_gradient"]["table"]:
-        batch = fact_batch(facts, gradient=True)
-        value = build_loss("kl", temperature=entry["tau"])(batch)
-        (gradient,) = torch.autograd.grad(value, batch.student_logits)
-        assert float(value.detach()) == pytest.approx(entry["loss"], rel=1e-7)
-        assert float((gradient - limit).abs().max()) == pytest.approx(entry["max_abs_diff_to_limit"], rel=1e-5)
-
-
-def test_the_max_scale_is_the_papers_and_tau2_the_codes(facts: Any) -> None:
-    for entry in facts["F5_tau_scaling"]["table"]:
-        values = {
-            scale: float(build_loss("kl", temperature=entry["tau"], scale=scale)(fact_batch(facts)))
-            for scale in ("tau2", "max")
-        }
-        assert values == {
-            "tau2": pytest.approx(entry["code_tau2"], rel=1e-9),
-            "max": pytest.approx(entry["max_tau_tau2"], rel=1e-9),
-        }
-
-
-def test_mse_by_mean_and_by_sum_differ_by_the_number_of_classes(facts: Any) -> None:
-    fact = facts["F2_tau_to_infinity_loss"]
-    assert float(build_loss("mse")(fact_batch(facts))) == pytest.approx(fact["code_mse_logit"], rel=1e-12)
-    assert float(build_loss("mse", reduction="sum")(fact_batch(facts))) == pytest.approx(
-        fact["paper_mse_sum_over_classes"], rel=1e-12
-    )
-
-
-def test_dist_of_identical_inputs_is_what_its_epsilon_makes_it(facts: Any) -> None:
-    for entry in facts["F7_dist_identical_inputs"]["table"]:
-        logits = torch.tensor(np.random.default_rng(7 * entry["K"]).standard_normal((64, entry["K"])))
-        value = build_loss("dist", temperature=entry["tau"])(DistillBatch(student_logits=logits, teacher_logits=logits))
-        assert float(value) == pytest.approx(entry["loss"], rel=1e-6, abs=1e-14 * entry["tau"] ** 2)
-
-
-def test_dist_ignores_a_constant_added_to_a_row(facts: Any) -> None:
-    batch = fact_batch(facts)
-    shift = torch.tensor([[3.0], [-1.0], [0.5], [100.0]], dtype=torch.float64)
-    shifted = DistillBatch(student_logits=batch.student_logits + shift, teacher_logits=batch.teacher_logits)
-    torch.testing.assert_close(build_loss("dist")(shifted), build_loss("dist")(batch), rtol=1e-9, atol=1e-9)
-
-
-def centred(batch: DistillBatch) -> DistillBatch:
-    """Every sample's logits shifted to mean zero."""
-    student, teacher = batch.student_logits, batch.teacher_logits
-    assert teacher is not None
-    return DistillBatch(
-        student_logits=student - student.mean(dim=1, keepdim=True),
-        teacher_logits=teacher - teacher.mean(dim=1, keepdim=True),
-    )
-
-
-def test_lm_is_the_limit_of_kl_for_centred_logits_and_only_for_them(facts: Any) -> None:
-    fact = facts["F2_tau_to_infinity_loss"]
-    batch = fact_batch(facts)
-    assert float(build_loss("lm")(batch)) == pytest.approx(fact["LM_half_over_K"], rel=1e-12)
-    assert float(build_loss("lm")(centred(batch))) == pytest.approx(fact["LM_of_centred_logits"], rel=1e-12)
-    assert float(build_loss("lm")(centred(batch))) == pytest.approx(fact["limit"], rel=1e-12)
-    for tau, value in fact["kd_loss_tau"].items():
-        assert float(build_loss("kl", temperature=float(tau))(batch)) == pytest.approx(value, rel=1e-7)
-
-
-def test_the_gradient_of_lm_on_centred_logits_is_the_limit_of_kls(facts: Any) -> None:
-    batch = fact_batch(facts, gradient=True)
-    (gradient,) = torch.autograd.grad(build_loss("lm")(centred(batch)), batch.student_logits)
-    limit = torch.tensor(facts["F1_tau_to_infinity_gradient"]["limit_gradient"], dtype=torch.float64)
-    torch.testing.assert_close(gradient, limit, rtol=1e-12, atol=1e-14)
