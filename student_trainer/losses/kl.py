@@ -42,7 +42,7 @@ class KL(DistillLoss):
     def __init__(self, *, temperature: float = 4.0, scale: Literal["tau2", "max"] = "tau2") -> None:
         super().__init__()
         hyper = self.read_hyper({"temperature": temperature, "scale": scale})
-        self.temperature: float = hyper["temperature"]
+        self.temperature: float = max(hyper["temperature"], COLDEST)
         # T^2 keeps the gradient's scale independent of T above 1; below 1 it makes the gradient vanish with T.
         squared = self.temperature * self.temperature
         self.factor: float = squared if hyper["scale"] == "tau2" else max(self.temperature, squared)
@@ -74,7 +74,7 @@ def softened(logits_BC: Tensor, *, temperature: float) -> Tensor:
     if temperature < 1:
         # Rounded before it is divided, the distance to the largest logit is exact where it matters: close to it.
         logits_BC = logits_BC - logits_BC.detach().amax(dim=1, keepdim=True)
-    return functional.log_softmax(logits_BC / max(temperature, COLDEST), dim=1)
+    return functional.log_softmax(logits_BC / temperature, dim=1)
 
 
 def divergence(log_student: Tensor, log_teacher: Tensor, *, dim: int) -> Tensor:

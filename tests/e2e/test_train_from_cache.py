@@ -124,6 +124,15 @@ def test_a_run_leaves_its_settings_metrics_rows_weights_and_results(config: Trai
     assert {"last.safetensors", "best.safetensors"} <= {path.name for path in config.out.iterdir()}
 
 
+def test_an_infinite_temperature_is_recorded_as_strict_json_and_resumes(config: TrainConfig) -> None:
+    config = replace(config, hyper={"temperature": float("inf")}, epochs=1)
+    result = train(config)
+    assert result.hyper == {"temperature": "inf", "scale": "tau2"}
+    for name in ("config.json", "results.json", "metrics.jsonl"):
+        json.loads((config.out / name).read_text(), parse_constant=pytest.fail)
+    assert train(replace(config, hyper={"temperature": "inf"}, resume=True)) == result
+
+
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_every_loss_trains_from_the_same_cache(loss: str, config: TrainConfig) -> None:
     result = train(replace(config, loss=loss, epochs=1))

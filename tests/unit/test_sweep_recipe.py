@@ -1,5 +1,6 @@
 """A recipe: what it may say, what options change, and one sentence for every mistake."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, LEAST))
     assert read_recipe(written(tmp_path, recipe.resolved())) == recipe
+
+
+def test_infinity_is_kept_as_the_text_that_options_have_for_it(tmp_path: Path) -> None:
+    document = LEAST | {"losses": [{"loss": "kl", "set": {"temperature": float("inf")}}]}
+    recipe = read_recipe(written(tmp_path, document))
+    assert json.dumps(recipe.resolved(), allow_nan=False)
+    assert recipe.losses[0].set == {"temperature": "inf"}
 
 
 def test_options_change_single_keys(tmp_path: Path) -> None:
