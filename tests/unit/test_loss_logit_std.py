@@ -18,13 +18,16 @@ def test_each_rows_offset_and_scale_are_ignored() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-def test_a_constant_row_is_one_of_zeros_however_its_mean_is_rounded() -> None:
+def test_a_constant_row_has_one_gradient_however_its_mean_is_rounded() -> None:
     teacher = torch.randn(1, 10, generator=torch.Generator().manual_seed(6))
-    values = [
-        build_loss("logit_std")(DistillBatch(student_logits=torch.full((1, 10), level), teacher_logits=teacher))
-        for level in (0.0, 0.1, -1234.567)
-    ]
-    torch.testing.assert_close(values[1:], [values[0]] * 2)
+    gradients = []
+    for level in (0.0, 0.1, 1.7, -1234.567):
+        student = torch.full((1, 10), level, requires_grad=True)
+        value = build_loss("logit_std")(DistillBatch(student_logits=student, teacher_logits=teacher))
+        gradients.append(torch.autograd.grad(value, student)[0])
+    assert bool(gradients[0].any())
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-5, atol=1.0)
 
 
 def test_one_class_is_refused() -> None:
