@@ -13,7 +13,7 @@ from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import softened_kl
+from student_trainer.losses.kl import divergence
 
 
 class DKD(DistillLoss):
@@ -33,7 +33,7 @@ class DKD(DistillLoss):
     limits: ClassVar[Mapping[str, Limit]] = {
         "alpha": Limit(kind=float, low=0.0),
         "beta": Limit(kind=float, low=0.0),
-        "temperature": Limit(kind=float, low=1e-6, high=1e3),
+        "temperature": Limit(kind=float, low=1e-6, high=100.0),
         "warmup_epochs": Limit(kind=int, low=0),
     }
 
@@ -64,19 +64,19 @@ class DKD(DistillLoss):
         (student_B2, student_BR), (teacher_B2, teacher_BR) = (
             decoupled(logits_BC / self.temperature, labels_B=labels_B) for logits_BC in logits
         )
-        # A part that is switched off costs nothing.
-        value = student_B2.new_zeros(())
-        if self.alpha > 0:
-            value = value + self.alpha * softened_kl(student_B2, teacher_B2, temperature=1.0)
-        if self.beta > 0:
-            value = value + self.beta * softened_kl(student_BR, teacher_BR, temperature=1.0)
-        return self.temperature**2 * value
+        label = divergence(student_B2, teacher_B2, dim=1).mean()
+        others = divergence(student_BR, teacher_BR, dim=1).mean()
+        return self.temperature**2 * (self.alpha * label + self.beta * others)
 
 
 def decoupled(logits_BC: Tensor, *, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of (label, not label) [B, 2], and those of the other classes [B, R]."""
-    others_R = torch.arange(logits_BC.shape[1] - 1, device=logits_BC.device)
-    skipped_BR = others_R + (others_R >= labels_B[:, None]).to(others_R.dtype)
-    others_BR = logits_BC.gather(1, skipped_BR)
-    label_B1 = logits_BC.gather(1, labels_B[:, None])
-    return torch.cat([label_B1, others_BR.logsumexp(dim=1, keepdim=True)], dim=1), others_BR
+    """Logarithms of the probabilities of (label, not label) [B, 2], and of the other classes among themselves."""
+    last = logits_BC.shape[1] - 1
+    # The last class takes the label's place, and without the last column all others are there, in whatever order.
+    label_B1 = labels_B[:, None]
+    at_end_B1 = label_B1 == last
+    moved_B1 = logits_BC.gather(1, (~at_end_B1) * last)
+    others_BR = logits_BC[:, :last].scatter(1, label_B1.masked_fill(at_end_B1, 0), moved_B1)
+    log_others_BR = others_BR.log_softmax(dim=1)
+    total_B1 = others_BR.logsumexp(dim=1, keepdim=True)
+    return torch.cat([logits_BC.gather(1, label_B1), total_B1], dim=1).log_softmax(dim=1), log_others_BR

@@ -14,7 +14,7 @@ from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import softened_kl
+from student_trainer.losses.kl import divergence, softened
 
 EPS = 1e-7
 """Added to the standard deviation, as the authors do: a constant row becomes zeros."""
@@ -31,7 +31,7 @@ class LogitStd(DistillLoss):
     name = "logit_std"
     default_ce_weight = 0.1
     default_kd_weight = 9.0
-    limits: ClassVar[Mapping[str, Limit]] = {"temperature": Limit(kind=float, low=1e-6, high=1e3)}
+    limits: ClassVar[Mapping[str, Limit]] = {"temperature": Limit(kind=float, low=1e-6, high=100.0)}
 
     def __init__(self, *, temperature: float = 2.0) -> None:
         super().__init__()
@@ -39,8 +39,10 @@ class LogitStd(DistillLoss):
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
-        student_BC, teacher_BC = (standardised(logits_BC) for logits_BC in logits_of(batch))
-        return self.temperature**2 * softened_kl(student_BC, teacher_BC, temperature=self.temperature)
+        log_student_BC, log_teacher_BC = (
+            softened(standardised(logits_BC), temperature=self.temperature) for logits_BC in logits_of(batch)
+        )
+        return self.temperature**2 * divergence(log_student_BC, log_teacher_BC, dim=1).mean()
 
 
 def standardised(logits_BC: Tensor) -> Tensor:
