@@ -78,5 +78,6 @@ def decoupled(logits_BC: Tensor, *, labels_B: Tensor) -> tuple[Tensor, Tensor]:
     moved_B1 = logits_BC.gather(1, (~at_end_B1) * last)
     others_BR = logits_BC[:, :last].scatter(1, label_B1.masked_fill(at_end_B1, 0), moved_B1)
     log_others_BR = others_BR.log_softmax(dim=1)
-    total_B1 = others_BR.logsumexp(dim=1, keepdim=True)
+    best_B1 = others_BR.argmax(dim=1, keepdim=True)
+    total_B1 = others_BR.gather(1, best_B1) - log_others_BR.gather(1, best_B1)
     return torch.cat([logits_BC.gather(1, label_B1), total_B1], dim=1).log_softmax(dim=1), log_others_BR
