@@ -80,7 +80,7 @@ def softened(logits_BC: Tensor, *, temperature: float) -> Tensor:
 
 
 def divergence(log_student: Tensor, log_teacher: Tensor, *, dim: int) -> Tensor:
-    """``KL(teacher || student)`` of distributions along ``dim``, given as logarithms."""
+    """``KL(teacher || student)`` of distributions along ``dim``, given as logarithms; no gradient to the teacher."""
     found: Tensor = Divergence.apply(log_student, log_teacher, dim, False)
     return found
 
