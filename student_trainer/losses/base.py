@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shared.errors import InputError
 from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS
@@ -239,7 +238,7 @@ def onehot_of(batch: DistillBatch) -> Tensor:
         return batch.soft_labels.to(student_BC.dtype)
     if batch.labels is None:
         raise InputError("this batch has no labels")
-    return functional.one_hot(batch.labels, student_BC.shape[1]).to(student_BC.dtype)
+    return torch.zeros_like(student_BC).scatter_(1, batch.labels[:, None], 1.0)
 
 
 def widen(values: Tensor) -> Tensor:
