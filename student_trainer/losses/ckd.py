@@ -1,6 +1,6 @@
 """CKD: match how samples differ, not what they are.
 
-Shape key: B batch, C classes, P comparisons, G samples of a comparison (pos + neg).
+Shape key: B batch, C classes, D feature width, F either of both, P comparisons, G samples of a comparison (pos + neg).
 """
 
 from collections.abc import Mapping
@@ -10,22 +10,41 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, logits_of, onehot_of
+from student_trainer.losses.base import OUTPUTS, DistillLoss, features_of, logits_of, onehot_of, widen
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.comparisons import Groups, Targets, squared_errors
 from student_trainer.losses.drawing import Drawing
+from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import softened_kl
+from student_trainer.losses.trained_pairs import drawn_layer
+
+COMPARED: Mapping[str, tuple[str, ...]] = {
+    "logits": ("logits",),
+    "features": ("features",),
+    "both": ("logits", "features"),
+}
+"""What the student is compared with the teacher by."""
 
 
 class CKD(Drawing, DistillLoss):
     """Xu et al. 2025: squared error between *differences* of raw logits of samples, mean over comparisons and classes.
 
     A comparison is the mean of ``pos`` samples minus the mean of ``neg`` others, for the student (ds), the teacher (dt)
-    and the one-hot labels (dy): ``w_cls * MSE(ds, dy) + w_rel * MSE(ds, dt) + w_kd * T^2 KL(dt || ds)``. The label
-    term takes the place of cross-entropy. ``pairs="all"`` is the exact mean over every ordered comparison of disjoint
-    groups in the batch (i = j excluded) in O(B C): ``(1/pos + 1/neg) * sum_i |d_i - mean d|^2 / ((B - 1) C)`` with d
-    the error of each sample. ``pairs="sampled"`` draws B comparisons per batch (the authors draw 100,000 once). Batches
-    smaller than pos + neg hold no comparison and are refused.
+    and the one-hot labels (dy): ``w_cls * MSE(ds, dy) + w_rel * MSE(ds, dt) + w_kd * T^2 KL(dt || ds)``, with the
+    softmax of differences at T = ``kd_temperature`` in the last. The label term takes the place of cross-entropy.
+    ``form="kl"`` is the first version (2023; its pos is 2): all terms are ``T^2 KL``, labels too.
+
+    ``pairs="all"`` is the exact mean over every ordered comparison of disjoint groups in the batch (i = j excluded) in
+    O(B C): ``(1/pos + 1/neg) * sum_i |d_i - mean d|^2 / ((B - 1) C)`` with d the error of each sample; a KL has no
+    closed form, so there it is O(B^2 C), and for pos = neg = 1 only. ``pairs="sampled"`` draws B comparisons from each
+    batch, anew each time: as the all-pairs mean in expectation. The authors draw 100,000 once, and a batch is the
+    images of 64 of those; here batches are the trainer's, and few of such comparisons would lie in one. Batches smaller
+    than pos + neg hold no comparison and are refused.
+
+    ``on`` says what is compared with the teacher (w_rel): ``"logits"``, as in paper and code, ``"features"`` or
+    ``"both"`` (two terms of that weight). Labels and w_kd compare logits. Features of different widths are compared
+    after a linear map of the student's, which is trained (without bias: differences have none). ``combine="add"`` is
+    the authors' ablation ``ckd_add``: half the sum of both groups' means, labels alike, instead of their difference.
 
     Differences leave one constant vector free in all student logits, on which accuracy depends:
     ``offset="calibrate"`` sets it after training to the mean of the target (w_cls y + w_rel t)/(w_cls + w_rel) minus
@@ -42,6 +61,9 @@ class CKD(Drawing, DistillLoss):
         "w_kd": Limit(kind=float, low=0.0),
         "kd_temperature": Limit(kind=float, low=0.0, above=True),
         "offset": Limit(kind=str, choices=("none", "calibrate")),
+        "on": Limit(kind=str, choices=tuple(COMPARED)),
+        "form": Limit(kind=str, choices=("mse", "kl")),
+        "combine": Limit(kind=str, choices=("subtract", "add")),
     }
 
     def __init__(
@@ -55,85 +77,90 @@ class CKD(Drawing, DistillLoss):
         w_kd: float = 0.0,
         kd_temperature: float = 4.0,
         offset: Literal["none", "calibrate"] = "none",
+        on: Literal["logits", "features", "both"] = "logits",
+        form: Literal["mse", "kl"] = "mse",
+        combine: Literal["subtract", "add"] = "subtract",
     ) -> None:
         super().__init__()
-        given = {"pairs": pairs, "pos": pos, "neg": neg, "w_cls": w_cls, "w_rel": w_rel, "w_kd": w_kd}
-        hyper = self.read_hyper(given | {"kd_temperature": kd_temperature, "offset": offset})
+        given: dict[str, object] = {"pairs": pairs, "pos": pos, "neg": neg, "on": on, "form": form, "combine": combine}
+        given |= {"w_cls": w_cls, "w_rel": w_rel, "w_kd": w_kd, "kd_temperature": kd_temperature, "offset": offset}
+        hyper = self.read_hyper(given)
         self.pairs: str = hyper["pairs"]
-        self.pos: int = hyper["pos"]
-        self.neg: int = hyper["neg"]
+        self.groups = Groups(pos=hyper["pos"], neg=hyper["neg"], added=hyper["combine"] == "add")
         self.w_cls: float = hyper["w_cls"]
-        self.w_rel: float = hyper["w_rel"]
         self.w_kd: float = hyper["w_kd"]
-        self.kd_temperature: float = hyper["kd_temperature"]
+        self.w_rel: float = hyper["w_rel"] * ("logits" in COMPARED[hyper["on"]])
+        self.w_features: float = hyper["w_rel"] * ("features" in COMPARED[hyper["on"]])
+        self.temperature: float = hyper["kd_temperature"]
+        self.form: str = hyper["form"]
+        self.regressor: nn.Linear | None = None
         self._check_together(offset=offset)
-        self.min_rows = self.pos + self.neg
+        self.min_rows = self.groups.size
         self.finishes = offset == "calibrate"
-        self.needs = tuple(
-            name for name, used in (("teacher_logits", self.w_rel + self.w_kd > 0), ("labels", self.w_cls > 0)) if used
-        )
+        uses = {OUTPUTS["logits"]: self.w_rel + self.w_kd > 0, ("labels",): self.w_cls > 0}
+        uses |= {OUTPUTS["features"]: self.w_features > 0}
+        self.needs = tuple(name for names, used in uses.items() if used for name in names)
 
     def _check_together(self, *, offset: str) -> None:
-        if self.w_cls + self.w_rel + self.w_kd == 0:
+        if self.w_cls + self.w_rel + self.w_features + self.w_kd == 0:
             raise InputError("ckd: w_cls, w_rel and w_kd are all 0; at least one must be above 0")
         if offset == "calibrate" and self.w_cls + self.w_rel == 0:
             raise InputError("ckd: offset=calibrate needs a target: set w_cls or w_rel above 0")
-        if self.w_kd > 0 and self.pairs == "all" and (self.pos, self.neg) != (1, 1):
-            raise InputError("ckd: w_kd above 0 has no closed form; use pairs=sampled, or pos=1 and neg=1")
+        if offset == "calibrate" and self.groups.added:
+            raise InputError("ckd: combine=add leaves no offset free; leave out offset=calibrate")
+        if (self.w_kd > 0 or self.form == "kl") and self.pairs == "all" and self.groups.size > 2:
+            raise InputError("ckd: w_kd and form=kl have no closed form; use pairs=sampled, or pos=1 and neg=1")
+
+    def start(self, facts: TrainingFacts) -> None:
+        """Draw from the seed; make the map of the student's features where the teacher's have another width."""
+        super().start(facts)
+        if self.w_features == 0:
+            return
+        student, teacher = facts.student_width, facts.teacher_width
+        if student is None or teacher is None:
+            raise InputError("ckd: the features' widths are not known; give student_width and teacher_width")
+        if student != teacher:
+            generator = torch.Generator().manual_seed(self.next_seed())
+            self.regressor = drawn_layer(nn.Linear, student, teacher, bias=False, generator=generator)
 
     def value(self, batch: DistillBatch, *, indices: Tensor | None = None) -> Tensor:
         """Scalar. ``indices`` int64 [P, pos + neg] (batch positions, positive group first) overrides ``pairs``."""
-        student_BC, teacher_BC, onehot_BC = self._sides(batch)
         if indices is None and self.pairs == "sampled":
-            indices = self._draw(len(student_BC))
-        if indices is not None:
-            return self._compared(student_BC, teacher_BC, onehot_BC, indices_PG=indices.to(student_BC.device))
-        factor = 1 / self.pos + 1 / self.neg
+            indices = self.groups.draw(len(batch.student_logits), seed=self.next_seed())
+        student_BC = widen(batch.student_logits)
         total = student_BC.new_zeros(())
-        if self.w_cls > 0:
-            total = total + self.w_cls * factor * mean_spread(student_BC - onehot_BC)
-        if self.w_rel > 0:
-            total = total + self.w_rel * factor * mean_spread(student_BC - teacher_BC)
+        if targets := self._targets(batch):
+            total = total + FORMS[self.form](self, student_BC, targets, indices)
         if self.w_kd > 0:
-            pairs_PG = ordered_pairs(len(student_BC)).to(student_BC.device)
-            total = total + self.w_kd * self._kl(student_BC, teacher_BC, indices_PG=pairs_PG)
+            total = total + self._divergences(student_BC, [(self.w_kd, logits_of(batch)[1])], indices)
+        if self.w_features > 0:
+            student_BD, teacher_BD = self._features(batch)
+            total = total + FORMS[self.form](self, student_BD, [(self.w_features, teacher_BD)], indices)
         return total
 
-    def _sides(self, batch: DistillBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """(student, teacher, one-hot labels), each [B, C]; a side that no weight uses is zeros."""
-        logits_BC = batch.student_logits
-        zeros_BC = torch.zeros_like(logits_BC)
-        given = (
-            batch if "teacher_logits" in self.needs else DistillBatch(student_logits=logits_BC, teacher_logits=zeros_BC)
-        )
-        student_BC, teacher_BC = logits_of(given)
-        onehot_BC = onehot_of(batch) if "labels" in self.needs else zeros_BC.to(student_BC.dtype)
-        return student_BC, teacher_BC, onehot_BC
+    def _targets(self, batch: DistillBatch) -> Targets:
+        """What the student's logits are compared with, by `form`."""
+        found = [(self.w_rel, logits_of(batch)[1])] if self.w_rel > 0 else []
+        return [*found, (self.w_cls, onehot_of(batch))] if self.w_cls > 0 else found
 
-    def _compared(self, student_BC: Tensor, teacher_BC: Tensor, onehot_BC: Tensor, *, indices_PG: Tensor) -> Tensor:
-        student_PC = self._difference(student_BC, indices_PG)
-        total = student_BC.new_zeros(())
-        if self.w_cls > 0:
-            total = total + self.w_cls * (student_PC - self._difference(onehot_BC, indices_PG)).square().mean()
-        if self.w_rel > 0:
-            total = total + self.w_rel * (student_PC - self._difference(teacher_BC, indices_PG)).square().mean()
-        if self.w_kd > 0:
-            total = total + self.w_kd * self._kl(student_BC, teacher_BC, indices_PG=indices_PG)
-        return total
+    def _features(self, batch: DistillBatch) -> tuple[Tensor, Tensor]:
+        """(student, teacher) features, both as wide as the teacher's."""
+        student_BD, teacher_BD = features_of(batch)
+        if self.regressor is not None:
+            student_BD = self.regressor(student_BD.to(self.regressor.weight.dtype))
+            teacher_BD = teacher_BD.to(student_BD.dtype)
+        if student_BD.shape != teacher_BD.shape:
+            raise InputError(
+                f"ckd has no map from {student_BD.shape[1]} features to {teacher_BD.shape[1]}: call"
+                " loss.start(TrainingFacts(...)) once before training, with both widths"
+            )
+        return student_BD, teacher_BD
 
-    def _kl(self, student_BC: Tensor, teacher_BC: Tensor, *, indices_PG: Tensor) -> Tensor:
-        student_PC, teacher_PC = self._difference(student_BC, indices_PG), self._difference(teacher_BC, indices_PG)
-        return self.kd_temperature**2 * softened_kl(student_PC, teacher_PC, temperature=self.kd_temperature)
+    def _squares(self, student_BF: Tensor, targets: Targets, indices_PG: Tensor | None) -> Tensor:
+        return squared_errors(self.groups, student_BF, targets, indices_PG=indices_PG)
 
-    def _difference(self, values_BC: Tensor, indices_PG: Tensor) -> Tensor:
-        groups_PGC = values_BC[indices_PG]
-        return groups_PGC[:, : self.pos].mean(dim=1) - groups_PGC[:, self.pos :].mean(dim=1)
-
-    def _draw(self, batch_size: int) -> Tensor:
-        """As many comparisons of distinct samples as the batch has samples, int64 [B, pos + neg]."""
-        generator = torch.Generator().manual_seed(self.next_seed())
-        scores_BB = torch.rand(batch_size, batch_size, generator=generator)
-        return scores_BB.topk(self.pos + self.neg, dim=1).indices
+    def _divergences(self, student_BF: Tensor, targets: Targets, indices_PG: Tensor | None) -> Tensor:
+        return self.groups.divergence(student_BF, targets, temperature=self.temperature, indices_PG=indices_PG)
 
     def check_head(self, head: nn.Module) -> None:
         """Calibration needs a bias."""
@@ -145,17 +172,10 @@ class CKD(Drawing, DistillLoss):
         """Add the mean of target minus student, [C], to the head's bias; InputError where it has none."""
         self.check_head(head)
         bias = cast(Tensor, head.bias)
-        student_BC, teacher_BC, onehot_BC = self._sides(batch)
-        target_BC = (self.w_cls * onehot_BC + self.w_rel * teacher_BC) / (self.w_cls + self.w_rel)
-        bias += (target_BC.double() - student_BC.double()).mean(dim=0).to(bias)
+        targets = self._targets(batch)
+        target_C = sum(weight * target_BC.double().mean(dim=0) for weight, target_BC in targets)
+        bias += (target_C / sum(weight for weight, _ in targets) - batch.student_logits.double().mean(dim=0)).to(bias)
 
 
-def mean_spread(error_BC: Tensor) -> Tensor:
-    """``sum |e_i - mean e|^2 / ((B - 1) C)``: half the mean squared difference of two errors over all ordered pairs."""
-    centred_BC = error_BC - error_BC.mean(dim=0)
-    return centred_BC.square().sum() / ((error_BC.shape[0] - 1) * error_BC.shape[1])
-
-
-def ordered_pairs(count: int) -> Tensor:
-    """All (i, j) with i != j, int64 [count (count - 1), 2]."""
-    return torch.cartesian_prod(torch.arange(count), torch.arange(count))[~torch.eye(count, dtype=torch.bool).flatten()]
+FORMS = {"mse": CKD._squares, "kl": CKD._divergences}
+"""How comparisons are compared with those of the targets."""

@@ -52,3 +52,13 @@ def check_output(case: dict[str, Any], output: str, found: np.ndarray, expected:
         rows = case["grad_rows_stored"]
         found = found[: len(rows) if isinstance(rows, list) else int(rows)]
     check(case, output, found, expected)
+
+
+def beside_zeros(values: Tensor) -> Tensor:
+    """As many zeros after the samples."""
+    return torch.cat([values, torch.zeros_like(values)])
+
+
+def beside(count: int) -> Tensor:
+    """Each sample compared with its zeros."""
+    return torch.stack([torch.arange(count), torch.arange(count, 2 * count)], dim=1)
