@@ -28,6 +28,8 @@ OUTPUTS_OF_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Field of a batch that a loss may need -> the teacher's outputs that fill it."""
 NUMBERED_FIELDS: Mapping[str, str] = {"teacher_maps": MAPS, "teacher_attention": ATTENTION}
 """The same where the outputs are numbered: what their names begin with."""
+PREACTS = "preacts."
+"""What the names of feature maps before their last activation begin with."""
 REMEDIES: Mapping[str, str] = {
     "mix": "before each step call mix = loss.mix(count, size=(H, W)), show the student mix.images(images), and give"
     " mix=mix.pair in the batch",
@@ -61,6 +63,8 @@ class DistillLoss(nn.Module):
     """Which feature maps of the student it compares, a `MapChoice`: a hyper-parameter of losses that need any."""
     teacher_maps: str = "same"
     """Which of the teacher's, a `MapChoice`: a hyper-parameter of the same losses."""
+    before_activation: bool = False
+    """Whether its maps are those before their last activation."""
     min_rows: int = 1
     """Smallest batch for which the loss is defined."""
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -128,8 +132,9 @@ class DistillLoss(nn.Module):
         return type(self).mix is not DistillLoss.mix
 
     def student_map_names(self, count: int) -> tuple[str, ...]:
-        """Which maps `DistillBatch.student_maps` holds, of a student that has ``count``: ``maps.K``."""
-        return tuple(f"{MAPS}{number}" for number in MapChoice(self.maps).numbers(count))
+        """Which `DistillBatch.student_maps` holds, of a student that has ``count``: ``maps.K`` or ``preacts.K``."""
+        prefix = PREACTS if self.before_activation else MAPS
+        return tuple(f"{prefix}{number}" for number in MapChoice(self.maps).numbers(count))
 
     def teacher_outputs(self, *, student_maps: int, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Field of a batch -> the teacher's outputs that fill it, in order; empty where no teacher is asked.
@@ -144,7 +149,9 @@ class DistillLoss(nn.Module):
             elif need in NUMBERED_FIELDS:
                 own = MapChoice(self.maps).numbers(student_maps)
                 numbers = MapChoice(self.teacher_maps).of_teacher(own)
-                found[need] = tuple(f"{NUMBERED_FIELDS[need]}{number}" for number in numbers)
+                before = self.before_activation and need == "teacher_maps"
+                prefix = PREACTS if before else NUMBERED_FIELDS[need]
+                found[need] = tuple(f"{prefix}{number}" for number in numbers)
         return found
 
     def start(self, facts: TrainingFacts) -> None:
