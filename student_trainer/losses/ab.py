@@ -1,0 +1,148 @@
+"""AB: let the student's neurons be active where the teacher's are, before any classification.
+
+Shape key: B batch, C channels, H height, W width.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.errors import InputError
+from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.connectors import (
+    ShapePair,
+    announced_maps,
+    as_input,
+    drawn,
+    least_rows,
+    maps_as_announced,
+)
+from student_trainer.losses.facts import TrainingFacts
+from student_trainer.losses.hyper import Limit, MapChoice
+
+
+class AB(DistillLoss):
+    """Heo et al. 2019: ``scale * sum over maps i of w_i * mean over B of sum(relu(margin - sign * s)^2)``.
+
+    s are the student's maps after a connector, ``sign`` is 1 where the teacher's map is above 0 and -1 elsewhere, both
+    before the activation. ``w_i = 2^(i - n + 1)``: 1 for the last of n maps, half for each before it;
+    ``layers="equal"`` and ``scale=1`` give torchdistill's sum. ``scale`` is 3/1000 in the authors' code and in
+    RepDistiller; the paper's equation has none of these factors.
+
+    The first ``init_epochs`` epochs train with this loss alone, those after them with cross-entropy alone; 0: beside
+    cross-entropy all along. 30 is RepDistiller's, which starts its learning rate anew for the second stage; the
+    authors' second stage uses KL in the place of cross-entropy. The connectors are RepDistiller's: none where channels
+    and height agree, else one convolution with bias that meets the teacher's size, and a batch norm (authors: always
+    a 1x1 convolution and a batch norm).
+    """
+
+    name = "ab"
+    default_ce_weight = 1.0
+    limits: ClassVar[dict[str, Limit]] = {
+        "margin": Limit(kind=float, low=0.0),
+        "scale": Limit(kind=float, low=0.0, above=True),
+        "layers": Limit(kind=str, choices=("halved", "equal")),
+        "init_epochs": Limit(kind=int, low=0),
+        "maps": Limit(kind=MapChoice),
+        "teacher_maps": Limit(kind=MapChoice),
+    }
+    needs = ("student_maps", "teacher_maps")
+    before_activation = True
+
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        scale: float = 0.003,
+        layers: Literal["halved", "equal"] = "halved",
+        init_epochs: int = 30,
+        maps: str = "1-",
+        teacher_maps: str = "same",
+    ) -> None:
+        super().__init__()
+        given = {"margin": margin, "scale": scale, "layers": layers, "init_epochs": init_epochs}
+        hyper = self.read_hyper(given | {"maps": maps, "teacher_maps": teacher_maps})
+        self.margin: float = hyper["margin"]
+        self.scale: float = hyper["scale"]
+        self.base = 2.0 if hyper["layers"] == "halved" else 1.0
+        self.init_epochs: int = hyper["init_epochs"]
+        self.maps, self.teacher_maps = hyper["maps"], hyper["teacher_maps"]
+        self.connectors = nn.ModuleList()
+        self._shapes: Sequence[ShapePair] | None = None
+
+    def start(self, facts: TrainingFacts) -> None:
+        """Connectors, drawn from the seed."""
+        generator = torch.Generator().manual_seed(facts.seed)
+        self._shapes = announced_maps(facts, name=self.name)
+        self.connectors = nn.ModuleList(_connector(pair, generator=generator) for pair in self._shapes)
+        self.min_rows = least_rows(teacher for student, teacher in self._shapes if not _alike(student, teacher))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """This loss alone, then cross-entropy alone."""
+        if self.init_epochs > 0:
+            self.kd_factor = float(epoch < self.init_epochs)
+            self.ce_factor = 1.0 - self.kd_factor
+
+    def value(self, batch: DistillBatch) -> Tensor:
+        """Scalar."""
+        pairs = maps_as_announced(batch, self._shapes, name=self.name)
+        terms = []
+        for place, ((student_BCHW, teacher_BCHW), connector) in enumerate(zip(pairs, self.connectors, strict=True)):
+            crossed = self._crossed(connector(as_input(student_BCHW, connector)), teacher_BCHW)
+            terms.append(crossed * self.base ** (place + 1 - len(pairs)))
+        return self.scale / len(batch.student_logits) * torch.stack(terms).sum()
+
+    def _crossed(self, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """The squares of how far the student's neurons are from the teacher's side of their boundary, summed."""
+        if student_BCHW.shape != teacher_BCHW.shape:
+            raise InputError(
+                f"ab: a map of the student is {list(student_BCHW.shape)} after its connector, the teacher's"
+                f" {list(teacher_BCHW.shape)}; choose maps of equal size, or of half or twice the size"
+            )
+        signed_BCHW = torch.where(teacher_BCHW > 0, student_BCHW, -student_BCHW)
+        return functional.relu(self.margin - signed_BCHW).square().sum()
+
+
+class ConvNorm(nn.Module):
+    """A convolution to the teacher's channels and size, and a batch norm; RepDistiller's ConvReg without its ReLU."""
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(conv.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of [B, C, H, W]."""
+        normed: Tensor = self.bn(self.conv(x))
+        return normed
+
+
+def _alike(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> bool:
+    return student[:2] == teacher[:2]
+
+
+def _connector(pair: ShapePair, *, generator: torch.Generator) -> nn.Module:
+    student, teacher = pair
+    if _alike(student, teacher):
+        return nn.Identity()
+    return drawn(lambda: ConvNorm(_resizing(student, teacher)), generator=generator)
+
+
+def _resizing(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> nn.Conv2d | nn.ConvTranspose2d:
+    """A convolution from the student's to the teacher's channels, height and width."""
+    (width_in, *size), (width_out, *wanted) = student, teacher
+    if size == [2 * side for side in wanted]:
+        return nn.Conv2d(width_in, width_out, 3, stride=2, padding=1)
+    if [2 * side for side in size] == wanted:
+        return nn.ConvTranspose2d(width_in, width_out, 4, stride=2, padding=1)
+    if any(own < other for own, other in zip(size, wanted, strict=True)):
+        raise InputError(
+            f"ab: a map of the student is {size[0]} x {size[1]} and the teacher's {wanted[0]} x {wanted[1]};"
+            " choose maps that are no smaller than the teacher's, or of half the size"
+        )
+    kernel = (1 + size[0] - wanted[0], 1 + size[1] - wanted[1])
+    return nn.Conv2d(width_in, width_out, kernel)
