@@ -17,11 +17,11 @@ from student_trainer.losses.connectors import (
     ShapePair,
     announced_maps,
     as_input,
-    drawn,
     least_rows,
     maps_as_announced,
 )
-from student_trainer.losses.facts import TrainingFacts
+from student_trainer.losses.facts import MapShape, TrainingFacts
+from student_trainer.losses.fitnets import convolution
 from student_trainer.losses.hyper import Limit, MapChoice
 
 
@@ -108,7 +108,7 @@ class AB(DistillLoss):
 
 
 class ConvNorm(nn.Module):
-    """A convolution to the teacher's channels and size, and a batch norm; RepDistiller's ConvReg without its ReLU."""
+    """A convolution to the teacher's channels and size, and a batch norm."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -121,28 +121,9 @@ class ConvNorm(nn.Module):
         return normed
 
 
-def _alike(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> bool:
+def _alike(student: MapShape, teacher: MapShape) -> bool:
     return student[:2] == teacher[:2]
 
 
 def _connector(pair: ShapePair, *, generator: torch.Generator) -> nn.Module:
-    student, teacher = pair
-    if _alike(student, teacher):
-        return nn.Identity()
-    return drawn(lambda: ConvNorm(_resizing(student, teacher)), generator=generator)
-
-
-def _resizing(student: tuple[int, int, int], teacher: tuple[int, int, int]) -> nn.Conv2d | nn.ConvTranspose2d:
-    """A convolution from the student's to the teacher's channels, height and width."""
-    (width_in, *size), (width_out, *wanted) = student, teacher
-    if size == [2 * side for side in wanted]:
-        return nn.Conv2d(width_in, width_out, 3, stride=2, padding=1)
-    if [2 * side for side in size] == wanted:
-        return nn.ConvTranspose2d(width_in, width_out, 4, stride=2, padding=1)
-    if any(own < other for own, other in zip(size, wanted, strict=True)):
-        raise InputError(
-            f"ab: a map of the student is {size[0]} x {size[1]} and the teacher's {wanted[0]} x {wanted[1]};"
-            " choose maps that are no smaller than the teacher's, or of half the size"
-        )
-    kernel = (1 + size[0] - wanted[0], 1 + size[1] - wanted[1])
-    return nn.Conv2d(width_in, width_out, kernel)
+    return nn.Identity() if _alike(*pair) else ConvNorm(convolution(*pair, generator=generator))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS
+from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS, PREACTS
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
@@ -28,8 +28,6 @@ OUTPUTS_OF_FIELDS: Mapping[str, tuple[str, ...]] = {
 """Field of a batch that a loss may need -> the teacher's outputs that fill it."""
 NUMBERED_FIELDS: Mapping[str, str] = {"teacher_maps": MAPS, "teacher_attention": ATTENTION}
 """The same where the outputs are numbered: what their names begin with."""
-PREACTS = "preacts."
-"""What the names of feature maps before their last activation begin with."""
 REMEDIES: Mapping[str, str] = {
     "mix": "before each step call mix = loss.mix(count, size=(H, W)), show the student mix.images(images), and give"
     " mix=mix.pair in the batch",

@@ -14,6 +14,7 @@ from shared.errors import InputError
 from student_trainer.losses.base import maps_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import MapShape, TrainingFacts
+from student_trainer.losses.trained_pairs import draw_weights, drawn_layer
 
 ShapePair = tuple[MapShape, MapShape]
 """(student, teacher) shapes of two maps that are compared."""
@@ -31,16 +32,13 @@ def drawn(build: Callable[[], Network], *, generator: torch.Generator) -> Networ
         if isinstance(part, nn.BatchNorm2d):
             part.reset_parameters()
         elif isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5), generator=generator)
-            if part.bias is not None:
-                bound = 1 / math.sqrt(part.weight[0].numel())
-                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+            draw_weights(part, generator=generator)
     return network
 
 
 def conv_norm(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Sequential:
     """A 1x1 convolution without bias, weights of variance 2 / ``width_out``, and a batch norm."""
-    conv = drawn(lambda: nn.Conv2d(width_in, width_out, 1, bias=False), generator=generator)
+    conv = drawn_layer(nn.Conv2d, width_in, width_out, kernel_size=1, bias=False, generator=generator)
     nn.init.normal_(conv.weight, std=math.sqrt(2 / width_out), generator=generator)
     return nn.Sequential(conv, nn.BatchNorm2d(width_out))
 

@@ -135,6 +135,6 @@ def convolution(student: MapShape, teacher: MapShape, *, generator: torch.Genera
         kernel = (1 + height - teacher_height, 1 + width - teacher_width)
         return drawn_layer(nn.Conv2d, channels, teacher_channels, kernel_size=kernel, generator=generator)
     raise InputError(
-        f"fitnets: no regressor leads from a student map {list(student)} to a teacher map {list(teacher)} (channels, H,"
+        f"no convolution leads from a student map {list(student)} to a teacher map {list(teacher)} (channels, H,"
         " W): the student's must be half as large, or as large or larger; choose others with maps and teacher_maps"
     )

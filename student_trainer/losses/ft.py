@@ -24,6 +24,7 @@ from student_trainer.losses.connectors import (
 )
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
+from student_trainer.losses.map_sizes import at_one_size
 
 LEAK = 0.1
 """Slope of the leaky ReLUs below 0."""
@@ -137,8 +138,7 @@ class FT(DistillLoss):
         own_BCHW = self.translator(as_input(student_BCHW, self.translator))
         with torch.no_grad():
             code_BCHW = self.paraphraser.encoder(as_input(teacher_BCHW, self.paraphraser)).to(own_BCHW.dtype)
-        size = (min(own_BCHW.shape[2], code_BCHW.shape[2]), min(own_BCHW.shape[3], code_BCHW.shape[3]))
-        own_BF, code_BF = (self._factor(functional.adaptive_avg_pool2d(one, size)) for one in (own_BCHW, code_BCHW))
+        own_BF, code_BF = (self._factor(one) for one in at_one_size(own_BCHW, code_BCHW))
         return (own_BF - code_BF).abs().pow(self.p2).mean()
 
     def _factor(self, code_BCHW: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.base import PREACTS, DistillLoss, features_of
+from shared.outputs import PREACTS
+from student_trainer.losses.base import DistillLoss, features_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.connectors import ShapePair, announced_maps, as_input, drawn, maps_as_announced
 from student_trainer.losses.facts import TrainingFacts

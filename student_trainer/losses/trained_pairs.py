@@ -64,8 +64,13 @@ def drawn_layer(kind: Callable[..., Layer], *sizes: int, generator: torch.Genera
     """``kind(*sizes, **options)`` initialised as torch does, but from ``generator``."""
     layer = kind(*sizes, **options, device="meta")
     layer.to_empty(device="cpu")
+    draw_weights(layer, generator=generator)
+    return layer
+
+
+def draw_weights(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, *, generator: torch.Generator) -> None:
+    """As torch does, but from ``generator``."""
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     if layer.bias is not None:
         bound = 1 / math.sqrt(layer.weight[0].numel())
         nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-    return layer

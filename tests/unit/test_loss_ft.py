@@ -59,6 +59,7 @@ def test_only_the_translator_is_trained_with_the_student() -> None:
     loss(BATCH).backward()
     trained = {name for name, parameter in loss.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in loss.named_parameters() if name.startswith("translator.")}
+    assert trained == {name for name, parameter in loss.named_parameters() if parameter.requires_grad}
 
 
 def test_a_paraphraser_that_diverges_is_an_error() -> None:

@@ -88,3 +88,10 @@ def test_the_last_map_counts_most() -> None:
         one.get_submodule("Connectors.0").load_state_dict(loss.get_submodule(f"Connectors.{place}").state_dict())
         parts.append(one(alone))
     torch.testing.assert_close(value, parts[0] / 4 + parts[1] / 2 + parts[2])
+
+
+def test_both_sides_are_asked_for_before_the_activation() -> None:
+    loss = build_loss("ofd", maps="2-", teacher_maps="1,2")
+    assert loss.student_map_names(4) == ("preacts.2", "preacts.3")
+    asked = loss.teacher_outputs(student_maps=4, offered=())
+    assert asked == {"teacher_maps": ("preacts.1", "preacts.2"), "teacher_constants": ("constants",)}
