@@ -23,6 +23,7 @@ class TrainState:
     def __init__(self, job: Job, *, optimizer: Optimizer, fabric: Fabric) -> None:
         self._job = job
         self._optimizer = optimizer
+        start_momentum(optimizer)
         self._precision = fabric.strategy.precision
         self._saved_s = time.monotonic()
         self.epoch = 0
@@ -79,7 +80,7 @@ class TrainState:
         self.stage, self.improved_epoch = self.stage + 1, self.epoch
         if self.best is not None and not self.finished:
             self._job.student.load_state_dict(self.best)
-            self._optimizer.state.clear()
+            start_momentum(self._optimizer)
 
     def save(self, folder: RunFolder, *, least_s: float) -> None:
         """Keep the state, unless the one before is younger than ``least_s``."""
@@ -140,3 +141,15 @@ class TrainState:
         """Training images per second; the first epoch warms up and is left out where there are more."""
         timed = self.seconds[1:] or self.seconds
         return len(timed) * len(self._job.selection.train) / sum(timed)
+
+
+def start_momentum(optimizer: Optimizer) -> None:
+    """Set all momentum to 0, as a first step would find it.
+
+    torch's fused SGD takes momentum for all parameters of a step or for none, and a loss with stages or a warm-up may
+    give some parameters their first gradient later than others.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if group["momentum"] != 0 and parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
