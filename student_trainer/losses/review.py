@@ -114,7 +114,7 @@ class Review(DistillLoss):
         rest_BMHW: Tensor | None = None
         for abf, (student_BCHW, teacher_BCHW) in zip(self.abfs, reversed(levels), strict=True):
             own_BCHW, rest_BMHW = abf(as_input(student_BCHW, abf), rest_BMHW, size=teacher_BCHW.shape[2:])
-            fused.insert(0, (own_BCHW, teacher_BCHW))
+            fused.append((own_BCHW, teacher_BCHW))
         return fused
 
 

@@ -91,6 +91,23 @@ def test_a_code_of_zeros_gives_a_small_gradient(factor: str) -> None:
     assert float(gradient.abs().max()) < 1
 
 
+def bare_value(own: Tensor, other: Tensor, **hyper: Any) -> float:
+    """Of two codes, without what makes codes of maps."""
+    batch = DistillBatch(student_logits=own.new_zeros(len(own), 2), student_maps=(own,), teacher_maps=(other,))
+    loss = started("ft", batch, **hyper)
+    loss.translator, loss.paraphraser = nn.Identity(), nn.Module()
+    loss.paraphraser.encoder = nn.Identity()
+    return float(loss(batch).detach())
+
+
+@pytest.mark.parametrize(("p1", "p2"), [(1, 1), (3, 1), (4, 3)])
+def test_a_factor_is_a_mean_of_powers(p1: int, p2: int) -> None:
+    own, other = torch.rand(2, 3, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    factors = [functional.normalize((one**p1).mean(dim=1).flatten(1)) for one in (own, other)]
+    expected = float(((factors[0] - factors[1]).abs() ** p2).mean())
+    assert bare_value(own, other, p1=p1, p2=p2) == pytest.approx(expected)
+
+
 def test_more_than_one_map_is_refused() -> None:
     with pytest.raises(InputError, match="one map of the student with one of the teacher, not 2"):
         started("ft", batch_of([(4, 4, 4)] * 2, [(8, 4, 4)] * 2))
