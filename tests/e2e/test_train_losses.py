@@ -24,8 +24,8 @@ KEPT = ",".join(
         *(f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in (1, 2, 3)),
     ]
 )
-SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
-"""Where a default asks for more than so few rows have."""
+SETTINGS: dict[str, dict[str, object]] = {"ab": {"init_epochs": 2}, "crd": {"negatives": 64}, "ft": {"init_epochs": 2}}
+"""Where a default asks for more than so few rows, or so few epochs, have."""
 SUMS: tuple[tuple[str, dict[str, object]], ...] = (
     ("fitnets+ckd", {"fitnets.weight": "50", "ckd.w_cls": 0}),
     ("vid+crd", {"vid.maps": "2,3", "crd.negatives": 64}),
