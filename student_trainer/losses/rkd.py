@@ -1,6 +1,6 @@
 """RKD: match how samples lie to each other, by distance and by angle.
 
-Shape key: B batch, D width of what is compared, A anchors computed at once.
+Shape key: B batch, D width of what is compared, P pairs, A anchors computed at once.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.geometry import COINCIDENT, pair_distances, unit
 from student_trainer.losses.hyper import Limit
 
 NUMBERS_AT_ONCE = 2**24
 """Largest tensor of the angle term, in numbers: a larger batch is computed anchor by anchor, twice (64 MiB each)."""
-COINCIDENT = 1e-6
-"""Distance from which two samples are one point: their distance is this, their direction is none, no gradient."""
 
 
 class RKD(DistillLoss):
@@ -32,8 +31,12 @@ class RKD(DistillLoss):
 
     ``on="logits"`` compares logits, as Xu et al. 2025 do where a teacher gives nothing else. ``normalise`` divides each
     sample by its length first, as the authors do for classification; RepDistiller and mdistiller, whose weights 25 and
-    50 beside cross-entropy are the defaults, do not. Samples at one point have no direction: there the authors' code
-    gives gradients of 1e12, this one 0. Refused below 2 samples (3 with angles), where the authors' is NaN or constant.
+    50 beside cross-entropy are the defaults, do not. ``squared`` compares squared distances, an option of mdistiller.
+    ``per_class`` fills batches with so many samples of each class drawn (`student_trainer.samplers`): 5 in the code of
+    the authors and of Xu et al.; 0 draws from all rows alike, as RepDistiller does.
+
+    Samples at one point have no direction: there the authors' code gives gradients of 1e12, this one 0. Refused below 2
+    samples (3 with angles), where the authors' is NaN or constant. No gradient of the gradient.
     """
 
     name = "rkd"
@@ -43,6 +46,8 @@ class RKD(DistillLoss):
         "angle": Limit(kind=float, low=0.0),
         "on": Limit(kind=str, choices=tuple(OUTPUTS)),
         "normalise": Limit(kind=bool),
+        "squared": Limit(kind=bool),
+        "per_class": Limit(kind=int, low=0),
     }
     needs = OUTPUTS["features"]
     min_rows = 3
@@ -54,13 +59,18 @@ class RKD(DistillLoss):
         angle: float = 50.0,
         on: Literal["features", "logits"] = "features",
         normalise: bool = False,
+        squared: bool = False,
+        per_class: int = 0,
     ) -> None:
         super().__init__()
-        hyper = self.read_hyper({"distance": distance, "angle": angle, "on": on, "normalise": normalise})
+        given = {"distance": distance, "angle": angle, "on": on, "normalise": normalise, "squared": squared}
+        hyper = self.read_hyper(given | {"per_class": per_class})
         self.distance: float = hyper["distance"]
         self.angle: float = hyper["angle"]
         self.on: str = hyper["on"]
         self.normalise: bool = hyper["normalise"]
+        self.squared: bool = hyper["squared"]
+        self.samples_per_class = hyper["per_class"] or None
         if self.distance + self.angle == 0:
             raise InputError("rkd: distance and angle are both 0; at least one must be above 0")
         self.needs = OUTPUTS[self.on]
@@ -73,27 +83,24 @@ class RKD(DistillLoss):
             student_BD, teacher_BD = unit(student_BD, least=1e-12), unit(teacher_BD, least=1e-12)
         total = student_BD.new_zeros(())
         if self.distance > 0:
-            error = functional.smooth_l1_loss(relative_distances(student_BD), relative_distances(teacher_BD))
-            total = total + self.distance * error
+            total = total + self.distance * distance_error(student_BD, teacher_BD, squared=self.squared)
         if self.angle > 0:
             total = total + self.angle * angle_error(student_BD, teacher_BD)
         return total
 
 
-def unit(vectors: Tensor, *, least: float) -> Tensor:
-    """``vectors`` at length 1; zero, without gradient, where they are no longer than ``least``."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors * torch.where(length > least, 1 / length.clamp(min=least), 0)
+def distance_error(student_BD: Tensor, teacher_BD: Tensor, *, squared: bool) -> Tensor:
+    """Smooth L1 between the relative distances of all B^2 pairs, mean; equal indices are no error."""
+    student_P, teacher_P = (relative_distances(side_BD, squared=squared) for side_BD in (student_BD, teacher_BD))
+    return 2 * functional.smooth_l1_loss(student_P, teacher_P, reduction="sum") / len(student_BD) ** 2
 
 
-def relative_distances(points_BD: Tensor) -> Tensor:
-    """Distances of all pairs over their mean, [B, B]; the diagonal is 0."""
-    # By differences: the usual a^2 + b^2 - 2ab loses all digits where points are close or far from the origin.
-    distances_BB = torch.cdist(points_BD, points_BD, compute_mode="donot_use_mm_for_euclid_dist")
-    count = len(points_BD)
-    others_BB = 1 - torch.eye(count, dtype=distances_BB.dtype, device=distances_BB.device)
-    distances_BB = distances_BB.clamp(min=COINCIDENT) * others_BB
-    return distances_BB / (distances_BB.sum() / (count * (count - 1)))
+def relative_distances(points_BD: Tensor, *, squared: bool) -> Tensor:
+    """Distances of all pairs, or their squares, over their mean, [P]."""
+    distances_P = pair_distances(points_BD)
+    if squared:
+        distances_P = distances_P.square()
+    return distances_P / distances_P.mean()
 
 
 def angle_error(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:

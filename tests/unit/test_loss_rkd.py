@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from student_trainer.losses import DistillBatch, build_loss, rkd
 
@@ -119,3 +120,45 @@ def test_angles_need_three_samples_and_distances_two() -> None:
     assert build_loss("rkd").min_rows == 3
     assert build_loss("rkd", angle=0).min_rows == 2
     assert float(value(points(2, 3, seed=0), points(2, 3, seed=1), angle=0)) == 0
+
+
+def test_squared_distances_are_compared_over_their_own_mean() -> None:
+    student, teacher = points(5, 3, seed=12), points(5, 4, seed=13)
+    squares = [
+        [[math.dist(one, two) ** 2 for two in side] for one in side] for side in (student.tolist(), teacher.tolist())
+    ]
+    means = [sum(map(sum, square)) / 20 for square in squares]
+    pairs = itertools.product(range(5), repeat=2)
+    expected = sum(smooth(squares[0][i][j] / means[0], squares[1][i][j] / means[1]) for i, j in pairs) / 25
+    assert float(value(student, teacher, distance=1, angle=0, squared=True)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("origin", [0.0, 1000.0])
+def test_a_close_pair_far_from_the_origin_pulls_itself_apart_in_its_own_direction(origin: float) -> None:
+    """In float32, where a^2 + b^2 - 2ab would have no digit left."""
+    student, teacher = points(6, 4, seed=14) + origin, points(6, 5, seed=15)
+    student[1] = student[0] + torch.tensor([3 / 256, 4 / 256, 0, 0], dtype=torch.float64)
+    narrow = student.float().requires_grad_()
+    exact = narrow.detach().double().requires_grad_()
+    gradients = [
+        torch.autograd.grad(value(side, teacher.to(side.dtype), distance=1, angle=0), side)[0]
+        for side in (narrow, exact)
+    ]
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_by_hand_is_the_one_of_all_differences() -> None:
+    student, teacher = points(7, 3, seed=16).requires_grad_(), points(7, 5, seed=17)
+    (found,) = torch.autograd.grad(value(student, teacher, distance=1, angle=0), student)
+    other = student.detach().clone().requires_grad_()
+    sides = [
+        (one[:, None] - one).square().sum(dim=2)[~torch.eye(7, dtype=torch.bool)].sqrt() for one in (other, teacher)
+    ]
+    relative = [side / side.mean() for side in sides]
+    written_out = functional.smooth_l1_loss(relative[0], relative[1], reduction="sum") / 49
+    torch.testing.assert_close(found, torch.autograd.grad(written_out, other)[0], rtol=1e-10, atol=1e-14)
+
+
+def test_per_class_asks_for_samples_of_each_class() -> None:
+    assert build_loss("rkd").samples_per_class is None
+    assert build_loss("rkd", per_class="5").samples_per_class == 5
