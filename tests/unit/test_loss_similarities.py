@@ -95,7 +95,7 @@ def test_ccs_code_multiplies_errors_of_neighbours_in_the_batch() -> None:
     assert float(cc(width=0)(features_batch(student, teacher))) == pytest.approx(expected, rel=1e-12)
 
 
-KERNELS: dict[str, tuple[dict[str, object], Callable[[float], float]]] = {
+KERNELS: dict[str, tuple[dict[str, Any], Callable[[float], float]]] = {
     "bilinear": ({"form": "bilinear"}, lambda product: product),
     "second order": ({"form": "gaussian"}, lambda product: math.exp(-0.8) * (1 + 0.8 * product + 0.32 * product**2)),
     "gaussian": ({"form": "gaussian", "order": 30, "gamma": 0.7}, lambda product: math.exp(-0.7 * (2 - 2 * product))),
