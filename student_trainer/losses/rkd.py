@@ -4,21 +4,21 @@ Shape key: B batch, D width of what is compared, P pairs, A anchors computed at 
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.geometry import COINCIDENT, pair_distances, unit
+from student_trainer.losses.geometry import COINCIDENT, as_matrix, pair_distances, unit
 from student_trainer.losses.hyper import Limit
 
-NUMBERS_AT_ONCE = 2**24
-"""Largest tensor of the angle term, in numbers: a larger batch is computed anchor by anchor, twice (64 MiB each)."""
+NUMBERS_AT_ONCE = 2**16
+"""Largest tensor of the angle term, in numbers, or B^2 if that is more: half a MiB stays in a processor's own cache."""
 
 
 class RKD(DistillLoss):
@@ -104,29 +104,68 @@ def relative_distances(points_BD: Tensor, *, squared: bool) -> Tensor:
 
 
 def angle_error(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Smooth L1 between the cosines of all B^3 angles, mean; no tensor in it is larger than `NUMBERS_AT_ONCE`."""
-    count = len(student_BD)
-    widest = max(count, student_BD.shape[1], teacher_BD.shape[1])
-    anchors = max(1, NUMBERS_AT_ONCE // (count * widest))
-    if anchors >= count:
-        return _angle_errors(student_BD, teacher_BD, 0, count) / count**3
-    sums = [
-        checkpoint(
-            _angle_errors, student_BD, teacher_BD, first, first + anchors, use_reentrant=False, preserve_rng_state=False
-        )
-        for first in range(0, count, anchors)
-    ]
-    return torch.stack(sums).sum() / count**3
+    """Smooth L1 between the cosines of all B^3 angles, mean. No gradient of the gradient."""
+    error: Tensor = _AngleError.apply(student_BD, teacher_BD)
+    return error
 
 
-def _angle_errors(student_BD: Tensor, teacher_BD: Tensor, first: int, end: int) -> Tensor:
-    """The sum over the angles at anchors ``first`` to ``end``."""
-    student_ABB = _cosines(student_BD, student_BD[first:end])
-    teacher_ABB = _cosines(teacher_BD, teacher_BD[first:end])
-    return functional.smooth_l1_loss(student_ABB, teacher_ABB, reduction="sum")
+class _AngleError(torch.autograd.Function):
+    """Cosines from products of pairs, and the gradient beside the value: no tensor of B^3 or B^2 D numbers is made.
+
+    The cosine at i between j and k is ``(G_jk - G_ij - G_ik + G_ii) r_ij r_ik`` with G the products of samples about
+    their mean, and r one over their distance (0 where they coincide). In float64, since these differences cancel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+        student, teacher = _Side(student_BD), _Side(teacher_BD)
+        count = len(student_BD)
+        total = student.products_BB.new_zeros(())
+        # How the sum of errors changes with the student's products, and with its distances (over the distance).
+        by_product_BB, by_distance_BB = torch.zeros_like(student.products_BB), torch.zeros_like(student.products_BB)
+        anchors = max(1, NUMBERS_AT_ONCE // count**2)
+        for first in range(0, count, anchors):
+            part = slice(first, min(first + anchors, count))
+            cosines_ABB = student.cosines(part)
+            error_ABB = cosines_ABB - teacher.cosines(part)
+            slope_ABB = error_ABB.clamp(-1, 1)
+            # e^2 / 2 below 1, |e| - 1/2 above.
+            total += (error_ABB.sub_(slope_ABB / 2).mul_(slope_ABB)).sum()
+            inverse_AB = student.inverse_BB[part]
+            by_distance_BB[part] = -2 * inverse_AB.square() * cosines_ABB.mul_(slope_ABB).sum(dim=2)
+            slope_ABB.mul_(inverse_AB[:, :, None]).mul_(inverse_AB[:, None, :])
+            by_product_BB += slope_ABB.sum(dim=0)
+            sums_AB = slope_ABB.sum(dim=2)
+            by_product_BB[part] -= 2 * sums_AB
+            by_product_BB.diagonal()[part] += sums_AB.sum(dim=1)
+        pull_BB = by_distance_BB + by_distance_BB.T
+        by_product_BB = by_product_BB + by_product_BB.T - pull_BB
+        by_product_BB.diagonal().add_(pull_BB.sum(dim=1))
+        ctx.save_for_backward((by_product_BB @ student.centred_BD / count**3).to(student_BD.dtype))
+        return (total / count**3).to(student_BD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient_BD,) = ctx.saved_tensors
+        return grad * gradient_BD, None
 
 
-def _cosines(points_BD: Tensor, anchors_AD: Tensor) -> Tensor:
-    """Cosine of the angle at each anchor between every two samples, [A, B, B]."""
-    directions_ABD = unit(points_BD - anchors_AD[:, None], least=COINCIDENT)
-    return directions_ABD @ directions_ABD.mT
+class _Side:
+    """What the cosines of one side's angles are made of, in float64."""
+
+    def __init__(self, points_BD: Tensor) -> None:
+        wide_BD = points_BD.double()
+        self.centred_BD = wide_BD - wide_BD.mean(dim=0)
+        self.products_BB = self.centred_BD @ self.centred_BD.T
+        distances_P = torch.pdist(wide_BD)
+        inverse_P = distances_P.reciprocal().masked_fill_(distances_P <= COINCIDENT, 0.0)
+        self.inverse_BB = as_matrix(inverse_P, count=len(points_BD))
+
+    def cosines(self, part: slice) -> Tensor:
+        """Of the angles at the anchors in ``part`` between every two samples, [A, B, B]."""
+        own_AB, inverse_AB = self.products_BB[part], self.inverse_BB[part]
+        square_A = self.products_BB.diagonal()[part]
+        cosines_ABB = self.products_BB - own_AB[:, :, None]
+        cosines_ABB.sub_((own_AB - square_A[:, None])[:, None, :])
+        return cosines_ABB.mul_(inverse_AB[:, :, None]).mul_(inverse_AB[:, None, :])

@@ -162,3 +162,23 @@ def test_the_gradient_by_hand_is_the_one_of_all_differences() -> None:
 def test_per_class_asks_for_samples_of_each_class() -> None:
     assert build_loss("rkd").samples_per_class is None
     assert build_loss("rkd", per_class="5").samples_per_class == 5
+
+
+def angles_written_out(student: Tensor, teacher: Tensor) -> Tensor:
+    """The angle term by differences, [B, B, D] of them."""
+    sides = [functional.normalize(one[None] - one[:, None], dim=2) for one in (student, teacher)]
+    return functional.smooth_l1_loss(sides[0] @ sides[0].mT, sides[1] @ sides[1].mT)
+
+
+@pytest.mark.parametrize(("origin", "dtype"), [(0, torch.float64), (1e8, torch.float64), (1e3, torch.float32)])
+def test_angles_and_their_gradient_are_those_of_all_differences(origin: float, dtype: torch.dtype) -> None:
+    student = points(7, 3, seed=18)
+    student[1] = student[0] + 1 / 256  # two samples close together
+    student = (student + origin).to(dtype).requires_grad_()
+    teacher = (points(7, 5, seed=19) - origin).to(dtype)
+    found = value(student, teacher, distance=0, angle=1)
+    exact = student.detach().double().requires_grad_()
+    expected = angles_written_out(exact, teacher.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-9)
+    (gradient,), (expected_gradient,) = torch.autograd.grad(found, student), torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-8)
