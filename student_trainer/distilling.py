@@ -3,7 +3,7 @@
 Shape key: B batch, N training rows, C classes, D feature width.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -107,8 +107,8 @@ def _field(field: str, names: Sequence[str], *, answers: Mapping[str, Tensor], j
     return tuple(answers[name] for name in names) if field in NUMBERED_FIELDS else answers[names[0]]
 
 
-def prepare_loss(job: Job) -> None:
-    """Let a loss that has to learn from the teacher first do so."""
+def prepare_loss(job: Job, *, note_used: Callable[..., None]) -> None:
+    """Let a loss that has to learn from the teacher first do so; ``note_used`` is told what it was given."""
     answered = np.flatnonzero(job.selection.answered)
     classes = len(job.train_set.classes)
 
@@ -117,6 +117,7 @@ def prepare_loss(job: Job) -> None:
         draw = {"seed": job.config.seed, "epoch": epoch}
         views_N = drawn_views(job.teacher_views, count=len(answered), purpose=PREPARATION, **draw)
         for batch in epoch_batches(count=len(answered), batch=job.config.batch, least=2, purpose=PREPARATION, **draw):
+            note_used(answered[batch], views=views_N[batch])
             zeros_BC = torch.zeros(len(batch), classes, device=job.device)
             yield DistillBatch(student_logits=zeros_BC, **teacher_answers(job, answered[batch], views=views_N[batch]))
 

@@ -26,6 +26,7 @@ from student_trainer.order import STUDENT_VIEWS, TEACHER_VIEWS, TORCH, derived_s
 from student_trainer.progress import EpochMetrics, ProgressView, Quiet
 from student_trainer.results import RunResult, conclude, test_finished, write_record
 from student_trainer.run_folder import RunFolder
+from student_trainer.samplers import per_class_batches
 from student_trainer.schedule import learning_rate
 from student_trainer.state import TrainState
 from student_trainer.student_outputs import StudentAnswer
@@ -130,7 +131,7 @@ class _Training:
         """All epochs that are left, then the tests."""
         state, config = self._state, self._config
         if not state.restore(self._folder):
-            prepare_loss(self._job)
+            prepare_loss(self._job, note_used=state.note_used)
         if self._fabric.is_global_zero:
             self._folder.keep_metrics(epochs=state.epoch)
         steps = len(self._batches(epoch=0))
@@ -154,14 +155,14 @@ class _Training:
         )
 
     def _batches(self, *, epoch: int) -> list[NDArray[np.int64]]:
-        config, world = self._config, self._fabric.world_size
-        return epoch_batches(
-            count=len(self._job.selection.train),
-            batch=config.batch,
-            least=self._job.objective.least_batch * world,
-            seed=config.seed,
-            epoch=epoch,
-        )
+        """Positions of the training rows in each step."""
+        config, job = self._config, self._job
+        least = job.objective.least_batch * self._fabric.world_size
+        drawn: dict[str, int] = {"batch": config.batch, "least": least, "seed": config.seed, "epoch": epoch}
+        if self._loss.samples_per_class is None:
+            return epoch_batches(count=len(job.selection.train), **drawn)
+        labels_N = job.train_set.labels[job.selection.train]
+        return per_class_batches(labels_N, per_class=self._loss.samples_per_class, **drawn)
 
     def _epoch(self, epoch: int) -> EpochMetrics:
         config, fabric = self._config, self._fabric
@@ -187,7 +188,9 @@ class _Training:
             self._progress.step(images=len(batch), loss=loss)
         seconds = time.perf_counter() - began_s
         count = len(self._job.selection.train)
-        self._state.note_epoch(seconds=seconds, teacher_views=teacher_views)
+        self._state.seconds.append(seconds)
+        seen = np.unique(np.concatenate(batches))
+        self._state.note_used(seen, views=teacher_views[seen])
         total, correct = self._over_processes(total, int(self._correct))
         return EpochMetrics(
             epoch=epoch + 1,

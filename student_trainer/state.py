@@ -49,14 +49,13 @@ class TrainState:
         config = self._job.config
         return self.epoch >= config.epochs or (config.schedule == "plateau" and self.stage >= config.stages)
 
-    def note_epoch(self, *, seconds: float, teacher_views: NDArray[np.int64]) -> None:
-        """Account for an epoch's time and for the answers it used."""
-        self.seconds.append(seconds)
+    def note_used(self, positions: NDArray[np.int64], *, views: NDArray[np.int64]) -> None:
+        """Account for the answers to these training rows [B], each under one of ``views`` [B], where they have one."""
         if self._job.uses_teacher:
             order = np.argsort(self._job.teacher_views)
-            columns_N = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], teacher_views)]
-            answered = np.flatnonzero(self._job.selection.answered)
-            self.consumed[answered, columns_N[answered]] = True
+            columns_B = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], views)]
+            answered_B = self._job.selection.answered[positions]
+            self.consumed[positions[answered_B], columns_B[answered_B]] = True
 
     def note_finish(self) -> None:
         """Account for the answers that the loss's finish used: all there are to the first view."""

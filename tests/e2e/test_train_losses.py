@@ -1,5 +1,6 @@
 """Every loss, and sums of them, trains a real student from one real cache: the same bits again, and after a stop."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -7,13 +8,15 @@ from typing import Literal
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from cache.info import describe_cache
 from shared.errors import InputError, OutputNotCachedError
 from student_trainer.loop import TrainConfig, train
-from student_trainer.losses import LOSSES
+from student_trainer.losses import LOSSES, DistillBatch
 from student_trainer.losses.registry import build_loss
+from student_trainer.losses.rkd import RKD
 from student_trainer.progress import EpochMetrics, Quiet
 from teacher_server.cli import app
 
@@ -154,3 +157,30 @@ def test_input_gradients_are_refused_in_half_precision(
 ) -> None:
     with pytest.raises(InputError, match=r"jacobian needs input gradients in float32; use --precision float32"):
         train(replace(config, loss="jacobian", precision=precision))
+
+
+def test_a_loss_that_asks_for_it_gets_several_samples_of_each_class(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes: dict[int, int] = {}
+    for per_class in (0, 4):
+        seen: list[list[int]] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(RKD, "value", noting(RKD.value, seen))
+            out = config.out / str(per_class)
+            train(replace(config, loss="rkd", hyper={"per_class": per_class}, epochs=1, out=out))
+        assert [len(labels) for labels in seen] == [12, 12]
+        classes[per_class] = sum(len(set(labels)) for labels in seen)
+    assert classes[4] < classes[0]
+
+
+Value = Callable[[RKD, DistillBatch], Tensor]
+
+
+def noting(value: Value, seen: list[list[int]]) -> Value:
+    def noted(loss: RKD, batch: DistillBatch) -> Tensor:
+        assert batch.labels is not None
+        seen.append(batch.labels.tolist())
+        return value(loss, batch)
+
+    return noted

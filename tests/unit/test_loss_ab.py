@@ -49,7 +49,8 @@ def test_maps_that_are_alike_need_no_connector() -> None:
 
 
 def test_a_map_that_no_convolution_can_bring_to_the_teachers_size_is_refused() -> None:
-    with pytest.raises(InputError, match=r"no convolution leads from a student map \[4, 4, 4\] to a teacher map \[4, 7, 7\]"):
+    message = r"no convolution leads from a student map \[4, 4, 4\] to a teacher map \[4, 7, 7\]"
+    with pytest.raises(InputError, match=message):
         started("ab", batch_of([(4, 4, 4)], [(4, 7, 7)]))
 
 
