@@ -1,44 +1,10 @@
 """What losses may cost: no tensor of all pairs, all angles or all negatives where the formula does not need it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from live_memory import watched
 
 from student_trainer.losses import DistillBatch, TrainingFacts, build_loss, rkd
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many numbers the largest result of any operation held, and how many all held together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-        self.total = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        sizes = [len(leaf.untyped_storage()) // leaf.itemsize for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        self.total += sum(sizes)
-        return result
-
-
-@contextmanager
-def watched() -> Iterator[LargestTensor]:
-    with LargestTensor() as mode:
-        yield mode
 
 
 def batch_of(count: int, *, classes: int = 10, width: int = 16) -> DistillBatch:
@@ -53,6 +19,28 @@ def batch_of(count: int, *, classes: int = 10, width: int = 16) -> DistillBatch:
         student_features=student_features.requires_grad_(),
         teacher_features=teacher_features,
     )
+
+
+def test_memory_is_what_is_held_at_once_and_known_tensors_are_not_counted() -> None:
+    known = torch.ones(1000)
+    with watched([known]) as memory:
+        first = known * 2
+        assert memory.peak_bytes == 4000
+        second = first.view(10, 100) + 1
+        del first
+        third = second.add_(known.view(10, 100)).double()
+        assert memory.peak_bytes == 12000
+        known.mul_(2)
+    assert (memory.peak_bytes, memory.numbers) == (12000, 1000)
+    assert third.shape == (10, 100)
+
+
+def test_memory_of_a_backward_pass_counts() -> None:
+    weight = torch.ones(1000, requires_grad=True)
+    with watched([weight]) as memory:
+        (weight * weight).sum().backward()
+    # The product, the gradient of each factor, and their sum.
+    assert 8000 < memory.peak_bytes <= 3 * 4000 + 8
 
 
 @pytest.mark.parametrize("weights", [{}, {"pos": 2}, {"w_cls": 0.0}])
