@@ -39,7 +39,7 @@ class LiveMemory(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         # Tensors freed since the last operation, before an address of theirs is found again.
-        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}  # type: ignore[no-untyped-call]
         given = {leaf.untyped_storage()._cdata for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_iter(result):
             if isinstance(leaf, Tensor):
@@ -54,7 +54,7 @@ class LiveMemory(TorchDispatchMode):
         self.total += numbers
         # A view, or a change in place, of what was there before is no new memory.
         if storage._cdata not in given and storage._cdata not in self._known:
-            self._held[storage._cdata] = (StorageWeakRef(storage), len(storage))
+            self._held[storage._cdata] = (StorageWeakRef(storage), len(storage))  # type: ignore[no-untyped-call]
 
 
 @contextmanager
