@@ -17,7 +17,7 @@ from torch.nn import functional
 from shared.errors import InputError
 from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS
 from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts, build_loss
-from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.base import NUMBERED_FIELDS, DistillLoss
 from student_trainer.losses.facts import MapShape
 
 Hyper = dict[str, Any]
@@ -107,7 +107,7 @@ def case_of(
     said = drawn.said()
     rows = torch.arange(seed * count, (seed + 1) * count) % sizes.rows
     given: dict[str, Any] = {"labels": (rows % sizes.classes).to(device), "rows": rows, "mix": loss.mix(count)}
-    maps = tuple(leaf for name, leaf in leaves.items() if name.startswith(MAPS))
+    maps = tuple(leaf for name, leaf in leaves.items() if "." in name)
     given |= {name: leaf for name, leaf in leaves.items() if name.startswith("student_")} | {"student_maps": maps}
     if "head" in leaves:
         given["student_logits"] = leaves["student_inputs"].flatten(1) @ leaves["head"]
@@ -146,9 +146,13 @@ class _Drawn:
             found["student_logits"] = self._of_student("logits", (sizes.classes,))
         if "student_features" in needs:
             found["student_features"] = self._of_student("features", (sizes.student_width,))
-        for number in self.loss.student_map_numbers(len(sizes.student_maps)):
-            found[f"{MAPS}{number}"] = self._of_student(f"{MAPS}{number}", sizes.student_maps[number])
+        for name in self._map_names():
+            found[name] = self._of_student(name, sizes.student_maps[int(name.partition(".")[2])])
         return found
+
+    def _map_names(self) -> tuple[str, ...]:
+        given = "student_maps" in self.loss.needs
+        return self.loss.student_map_names(len(self.sizes.student_maps)) if given else ()
 
     def said(self) -> dict[str, Any]:
         """The teacher's side: the outputs that the loss names, each under the field that it names."""
@@ -160,7 +164,7 @@ class _Drawn:
                 found[name] = {key: one.to(self.device, self.recipe.teacher_dtype) for key, one in constants.items()}
             else:
                 tensors = tuple(self._of_teacher(one) for one in names)
-                found[name] = tensors if "." in names[0] else tensors[0]
+                found[name] = tensors if name in NUMBERED_FIELDS else tensors[0]
         return found
 
     def _of_student(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -210,7 +214,8 @@ def facts_of(loss: DistillLoss, *, sizes: Sizes = SMALL, seed: int = 3) -> Train
     """What is announced of the same training."""
     case = case_of(loss, count=1, sizes=sizes)
     rows = torch.arange(sizes.rows)
-    attention = [sizes.teacher_maps[number][1:] for number in loss.student_map_numbers(len(sizes.student_maps))]
+    outputs = loss.teacher_outputs(student_maps=len(sizes.student_maps), offered=offered_by(sizes))
+    attention = [int(name.removeprefix(ATTENTION)) for name in outputs.get("teacher_attention", ())]
     return TrainingFacts(
         seed=seed,
         classes=sizes.classes,
@@ -220,7 +225,7 @@ def facts_of(loss: DistillLoss, *, sizes: Sizes = SMALL, seed: int = 3) -> Train
         teacher_width=sizes.teacher_width,
         student_maps=tuple((one.shape[1], one.shape[2], one.shape[3]) for one in case.batch.student_maps),
         teacher_maps=tuple((one.shape[1], one.shape[2], one.shape[3]) for one in case.batch.teacher_maps),
-        teacher_attention=tuple(attention) if case.batch.teacher_attention else (),
+        teacher_attention=tuple(sizes.teacher_maps[number][1:] for number in attention),
         teacher_constants=constants_of(sizes),
     )
 
@@ -229,9 +234,9 @@ def ready(name: str, hyper: Hyper, *, sizes: Sizes | None = None, seed: int = 3,
     """The loss as a training has it before its first step."""
     loss = build_loss(name, **hyper)
     sizes = sizes or fitting(name, **hyper)
-    loss.start(facts_of(build_loss(name, **hyper), sizes=sizes, seed=seed))
+    loss.start(facts_of(loss, sizes=sizes, seed=seed))
     if loss.prepares and prepared:
-        loss.prepare(lambda epoch: answers_of(build_loss(name, **hyper), sizes=sizes, epoch=epoch))
+        loss.prepare(lambda epoch: answers_of(loss, sizes=sizes, epoch=epoch))
     loss.begin_epoch(0)
     return loss
 
@@ -239,9 +244,8 @@ def ready(name: str, hyper: Hyper, *, sizes: Sizes | None = None, seed: int = 3,
 def answers_of(loss: DistillLoss, *, sizes: Sizes, epoch: int) -> Iterator[DistillBatch]:
     """The teacher alone, for `DistillLoss.prepare`: two batches."""
     for number in range(2):
-        batch = case_of(loss, sizes=sizes, seed=number).batch
-        zeros_BC = torch.zeros_like(batch.student_logits.detach())
-        yield replace(batch, student_logits=zeros_BC, student_features=None, student_maps=(), student_inputs=None)
+        drawn = _Drawn(loss=loss, count=6, sizes=sizes, recipe=NORMAL, seed=2 * epoch + number, device="cpu")
+        yield DistillBatch(student_logits=torch.zeros(6, sizes.classes), **drawn.said())
 
 
 @cache
@@ -268,7 +272,7 @@ def variants(names: Mapping[str, type[DistillLoss]] = LOSSES) -> list[tuple[str,
             # Where 0 is allowed it turns a term off.
             others += [0.0] if limit.kind is float and limit.low == 0 and not limit.above else []
             found += [(name, {key: other}) for other in others if other != default and is_built(name, {key: other})]
-    return [*found, *(extra for extra in EXTRA if extra[0] in names)]
+    return [*found, *(extra for extra in EXTRA if set(extra[0].split("+")) <= set(names))]
 
 
 def is_built(name: str, hyper: Hyper) -> bool:
@@ -284,5 +288,8 @@ EXTRA: list[tuple[str, Hyper]] = [
     ("ckd", {"w_kd": 1.0}),
     ("ckd", {"pairs": "sampled", "pos": 2}),
     ("crd", {"on": "logits", "negatives": 5}),
+    ("crd+rkd", {"crd.negatives": 5}),
+    ("fitnets+ckd", {"fitnets.weight": 100.0}),
+    ("vid+at+kl", {}),
 ]
 """What else computes something else."""

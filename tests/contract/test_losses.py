@@ -16,7 +16,6 @@ from loss_cases import LARGE, LARGE_BATCH, Case, Hyper, Recipe, Sizes, case_of, 
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.outputs import MAPS
 from student_trainer.losses import LOSSES, DistillBatch, build_loss
 from student_trainer.losses.base import DistillLoss
 
@@ -189,7 +188,7 @@ def test_the_gradient_is_the_derivative_of_the_value(variant: tuple[str, Hyper])
 
     def value(*leaves: Tensor) -> Tensor:
         fields: dict[str, Any] = dict(zip(case.student, leaves, strict=True))
-        maps = tuple(fields.pop(name) for name in case.student if name.startswith(MAPS))
+        maps = tuple(fields.pop(name) for name in case.student if "." in name)
         result: Tensor = deepcopy(loss)(replace(case.batch, **fields, student_maps=maps))
         return result
 
