@@ -210,15 +210,10 @@ def settled_teacher(setting: Setting, *, images: ImageDataset) -> Path:
 
 def measure(setting: Setting) -> dict[str, list[float]]:
     """Seconds of each turn, by name, warm-up left out."""
-    cache, options = setting.folder / "cache", setting.options
+    options = setting.options
     images = open_dataset(f"{setting.dataset}/train")
     teacher_spec = str(settled_teacher(setting, images=images))
-    # By its command, as a user fills a cache.
-    fill = ["fill", "--teacher", teacher_spec, "--dataset", f"{setting.dataset}/train", "--cache", str(cache)]
-    command = [sys.executable, "-m", "teacher_server.cli", *fill]
-    filled = subprocess.run(command, check=False, capture_output=True, text=True)
-    if filled.returncode:
-        sys.exit(f"teacher-server fill failed: {filled.stderr}")
+    cache = filled_cache(setting, teacher=teacher_spec)
     teacher = load_teacher(teacher_spec)
     lanes: dict[str, Lane | Bare] = {
         "ce": setting.lane("ce", loss="ce"),
@@ -226,7 +221,23 @@ def measure(setting: Setting) -> dict[str, list[float]]:
         "online": setting.lane("online", loss="kl", teacher=teacher_spec, expect_teacher=teacher.id),
         "teacher": Bare(teacher, images=images, batch=options.batch, clock=CLOCKS[options.clock]),
     }
-    for number in range(WARM_UP + options.pairs):
+    return take_turns(lanes, rounds=options.pairs)
+
+
+def filled_cache(setting: Setting, *, teacher: str) -> Path:
+    """The data set's answers, by the command with which a user fills a cache."""
+    cache = setting.folder / "cache"
+    fill = ["fill", "--teacher", teacher, "--dataset", f"{setting.dataset}/train", "--cache", str(cache)]
+    command = [sys.executable, "-m", "teacher_server.cli", *fill]
+    filled = subprocess.run(command, check=False, capture_output=True, text=True)
+    if filled.returncode:
+        sys.exit(f"teacher-server fill failed: {filled.stderr}")
+    return cache
+
+
+def take_turns(lanes: Mapping[str, Lane | Bare], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each turn, by name, warm-up left out."""
+    for number in range(WARM_UP + rounds):
         # The order changes from round to round: a machine that slows down favours no side.
         for lane in lanes.values() if number % 2 == 0 else reversed(lanes.values()):
             lane.turn()

@@ -211,7 +211,7 @@ def constants_of(sizes: Sizes) -> dict[str, Tensor]:
 
 
 def facts_of(loss: DistillLoss, *, sizes: Sizes = SMALL, seed: int = 3) -> TrainingFacts:
-    """What is announced of the same training."""
+    """What the trainer announces of the same training: no more than the loss asks for."""
     case = case_of(loss, count=1, sizes=sizes)
     rows = torch.arange(sizes.rows)
     outputs = loss.teacher_outputs(student_maps=len(sizes.student_maps), offered=offered_by(sizes))
@@ -221,12 +221,12 @@ def facts_of(loss: DistillLoss, *, sizes: Sizes = SMALL, seed: int = 3) -> Train
         classes=sizes.classes,
         rows=rows,
         labels=rows % sizes.classes,
-        student_width=sizes.student_width,
-        teacher_width=sizes.teacher_width,
+        student_width=sizes.student_width if "student_features" in loss.needs else None,
+        teacher_width=sizes.teacher_width if "teacher_features" in outputs else None,
         student_maps=tuple((one.shape[1], one.shape[2], one.shape[3]) for one in case.batch.student_maps),
         teacher_maps=tuple((one.shape[1], one.shape[2], one.shape[3]) for one in case.batch.teacher_maps),
         teacher_attention=tuple(sizes.teacher_maps[number][1:] for number in attention),
-        teacher_constants=constants_of(sizes),
+        teacher_constants=constants_of(sizes) if "teacher_constants" in outputs else {},
     )
 
 
