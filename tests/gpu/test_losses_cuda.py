@@ -1,53 +1,32 @@
 """Losses on CUDA: the values and gradients of the CPU, for whatever is not drawn on the device."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from loss_cases import SMALL, case_of, fitting, ready
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, DistillBatch, TrainingFacts, build_loss
-from student_trainer.losses.base import DistillLoss
+from student_trainer.losses import LOSSES
 from student_trainer.losses.negatives import Negatives
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
-ROWS, CLASSES, BATCH = 40, 5, 8
+ROWS, CLASSES, BATCH = SMALL.rows, SMALL.classes, 8
 
 
-def started(name: str, device: str) -> DistillLoss:
-    loss = build_loss(name)
-    rows = torch.arange(ROWS)
-    facts = TrainingFacts(seed=1, classes=CLASSES, rows=rows, labels=rows % CLASSES, student_width=6, teacher_width=7)
-    loss.start(facts)
-    return loss.to(device)
-
-
-def batch_of(device: str) -> DistillBatch:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher, student_features, teacher_features = (
-        torch.randn(BATCH, width, generator=generator).to(device) for width in (CLASSES, CLASSES, 6, 7)
-    )
-    return DistillBatch(
-        student_logits=student.requires_grad_(),
-        teacher_logits=teacher,
-        labels=(torch.arange(BATCH) % CLASSES).to(device),
-        rows=torch.arange(BATCH),  # rows and mix stay on the CPU, as the training loop gives them
-        student_features=student_features.requires_grad_(),
-        teacher_features=teacher_features,
-        mix=(torch.arange(BATCH).roll(1), torch.full((BATCH,), 0.3)),
-    )
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32 on both sides."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def steps(name: str, device: str) -> list[Tensor]:
     """(value, gradients) of two steps, so that what the first one left behind counts."""
-    loss, found = started(name, device), []
+    loss, found = ready(name, {}).to(device), []
     options = {"contrast": torch.arange(BATCH * 17).view(BATCH, 17) % ROWS} if name == "crd" else {}
-    for _ in range(2):
-        batch = batch_of(device)
-        value = loss(batch, **options)
-        inputs = [batch.student_logits, batch.student_features, *loss.parameters()]
-        gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+    for step in range(2):
+        case = case_of(loss, count=BATCH, sizes=fitting(name), seed=step, device=device)
+        value = loss(case.batch, **options)
+        gradients = torch.autograd.grad(value, [*case.student.values(), *loss.parameters()], allow_unused=True)
         found += [value.detach(), *(item for item in gradients if item is not None)]
     return [tensor.cpu() for tensor in found]
 
@@ -68,8 +47,8 @@ def test_negatives_drawn_on_cuda_are_of_other_classes_and_as_many_as_asked(count
 
 
 def test_a_state_saved_on_cuda_goes_on_there() -> None:
-    first, resumed = started("crd", "cuda"), started("crd", "cuda")
-    first(batch_of("cuda"))
+    first, resumed = ready("crd", {}).to("cuda"), ready("crd", {}).to("cuda")
+    first(case_of(first, device="cuda").batch)
     resumed.load_state_dict(first.state_dict())
-    batch = replace(batch_of("cuda"), rows=torch.arange(BATCH) + 9)
+    batch = case_of(first, seed=1, device="cuda").batch
     torch.testing.assert_close(resumed(batch), first(batch))
