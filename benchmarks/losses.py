@@ -2,8 +2,9 @@
 
     python benchmarks/losses.py [--only kl,ckd] [--rounds 15] [--seconds 1.5] [--threads 1] [--no-training]
 
-A call is forward and backward on a batch of 256 samples, 1,000 classes, features 512 wide, and three stages of feature
-maps as in RepDistiller's networks, at half of their height and width. Every loss takes turns with ``kl``, in an order
+A call is forward and backward on a batch of 256 samples, 1,000 classes and features 512 wide; for losses that compare
+maps, 100 classes, features 64 wide and the stages of RepDistiller's resnet20 at half of height and width (and ``kl``,
+which their time is divided by, stays as it was). Every loss takes turns with ``kl``, in an order
 that changes from round to round; a ratio is taken within a round, and printed as median [95 % bootstrap interval]. A
 loss has --rounds rounds, or as many as --seconds allow, 3 at least. Memory is exact (tests/contract/live_memory.py):
 the most that is held at once beside the loss's inputs and state. The training step is measured as in training.py.
@@ -23,12 +24,12 @@ import torch
 # What makes a batch for any loss is the tests' own; a process that training.py starts searches neither folder.
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "contract")]
 from live_memory import relative_memory
-from loss_cases import LARGE, LARGE_BATCH, case_of, ready
+from loss_cases import LARGE, LARGE_BATCH, LARGE_WITH_MAPS, case_of, large, ready
 from training import CLASSES, Setting, filled_cache, interval, settle, settled_teacher, take_turns
 
 from shared.datasets.spec import open_dataset
 from shared.teacher import load_teacher
-from student_trainer.losses import LOSSES
+from student_trainer.losses import LOSSES, build_loss
 from student_trainer.results import device_name
 
 TURN_S = 0.02
@@ -57,8 +58,9 @@ def rows_of(only: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
 
 def work_of(name: str, hyper: dict[str, Any], *, device: str) -> Work:
     """Forward and backward of a loss on the same batch."""
-    loss = ready(name, hyper, sizes=LARGE).to(device)
-    case = case_of(loss, count=LARGE_BATCH, sizes=LARGE, device=device)
+    sizes = large(build_loss(name, **hyper))
+    loss = ready(name, hyper, sizes=sizes).to(device)
+    case = case_of(loss, count=LARGE_BATCH, sizes=sizes, device=device)
     leaves = [*case.student.values(), *loss.parameters()]
     keep = "head" in case.student  # those logits were computed from the inputs before
 
@@ -112,8 +114,9 @@ def show_losses(options: argparse.Namespace) -> None:
         work = work_of(name, hyper, device=options.device)
         own_s, ratios = paired(work, base, rounds=options.rounds, seconds=options.seconds)
         ratio, low, high = interval(ratios)
-        loss = ready(name, hyper, sizes=LARGE)
-        memory = relative_memory(loss, case_of(loss, count=LARGE_BATCH, sizes=LARGE))
+        sizes = large(build_loss(name, **hyper))
+        loss = ready(name, hyper, sizes=sizes)
+        memory = relative_memory(loss, case_of(loss, count=LARGE_BATCH, sizes=sizes))
         time_text = f"{ratio:.2f} [{low:.2f}, {high:.2f}] n={len(ratios)}"
         print(
             f"{label:14s}{1000 * sorted(own_s)[len(own_s) // 2]:9.2f}  {time_text:28s}"
@@ -158,10 +161,11 @@ def main() -> None:
     options.__dict__.update(fixed)
     torch.set_num_threads(options.threads)
     print(f"command: {shlex.join(['python', *sys.argv])}")
-    maps = ", ".join("x".join(map(str, shape)) for shape in LARGE.student_maps)
+    maps = ", ".join("x".join(map(str, shape)) for shape in LARGE_WITH_MAPS.student_maps)
     print(
         f"{device_name(torch.device(options.device))}, torch {torch.__version__}, {options.threads} threads; B ="
-        f" {LARGE_BATCH}, C = {LARGE.classes}, D = {LARGE.student_width}, {LARGE.rows} rows, maps of both sides {maps};"
+        f" {LARGE_BATCH}, C = {LARGE.classes}, D = {LARGE.student_width}, {LARGE.rows} rows; losses that compare maps:"
+        f" C = {LARGE_WITH_MAPS.classes}, D = {LARGE_WITH_MAPS.student_width}, maps of both sides {maps};"
         " medians [95 % bootstrap interval]"
     )
     show_losses(options)

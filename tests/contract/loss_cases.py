@@ -43,18 +43,19 @@ class Sizes:
 
 
 SMALL = Sizes()
+LARGE = Sizes(classes=1000, rows=2000, image=32, student_width=512, teacher_width=512)
+"""What costs are measured at."""
 LARGE_MAPS: tuple[MapShape, ...] = ((16, 16, 16), (16, 16, 16), (32, 8, 8), (64, 4, 4))
-LARGE = Sizes(
-    classes=1000,
-    rows=2000,
-    image=32,
-    student_width=512,
-    teacher_width=512,
-    student_maps=LARGE_MAPS,
-    teacher_maps=LARGE_MAPS,
+LARGE_WITH_MAPS = replace(
+    LARGE, classes=100, student_width=64, teacher_width=64, student_maps=LARGE_MAPS, teacher_maps=LARGE_MAPS
 )
-"""What costs are measured at: three stages as in RepDistiller's networks, at half of their height and width."""
+"""The same for losses that compare maps: three stages as in RepDistiller's resnet20, at half of height and width."""
 LARGE_BATCH = 256
+
+
+def large(loss: DistillLoss) -> Sizes:
+    """What the cost of ``loss`` is measured at."""
+    return LARGE_WITH_MAPS if "student_maps" in loss.needs else LARGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +243,8 @@ def ready(name: str, hyper: Hyper, *, sizes: Sizes | None = None, seed: int = 3,
 
 
 def answers_of(loss: DistillLoss, *, sizes: Sizes, epoch: int) -> Iterator[DistillBatch]:
-    """The teacher alone, for `DistillLoss.prepare`: two batches."""
-    for number in range(2):
+    """The teacher alone, for `DistillLoss.prepare`: two batches in each of the first two epochs, and no more."""
+    for number in range(2 if epoch < 2 else 0):
         drawn = _Drawn(loss=loss, count=6, sizes=sizes, recipe=NORMAL, seed=2 * epoch + number, device="cpu")
         yield DistillBatch(student_logits=torch.zeros(6, sizes.classes), **drawn.said())
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from live_memory import relative_memory
-from loss_cases import LARGE, LARGE_BATCH, Case, Hyper, Recipe, Sizes, case_of, fitting, ready, variants
+from loss_cases import LARGE_BATCH, Case, Hyper, Recipe, Sizes, case_of, fitting, large, ready, variants
 from torch import Tensor
 
 from shared.errors import InputError
@@ -306,5 +306,6 @@ def test_a_loss_says_where_it_comes_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - REMEMBERS))
 def test_a_loss_takes_at_most_four_times_its_inputs(name: str) -> None:
-    loss = ready(name, LEAN.get(name, {}), sizes=LARGE)
-    assert relative_memory(loss, case_of(loss, count=LARGE_BATCH, sizes=LARGE)) <= 4
+    sizes = large(build_loss(name))
+    loss = ready(name, LEAN.get(name, {}), sizes=sizes)
+    assert relative_memory(loss, case_of(loss, count=LARGE_BATCH, sizes=sizes)) <= 4
