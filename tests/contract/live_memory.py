@@ -65,9 +65,17 @@ def watched(known: Sequence[Tensor] = ()) -> Iterator[LiveMemory]:
 
 
 def relative_memory(loss: DistillLoss, case: Case) -> float:
-    """Most bytes that forward and backward hold at once beside the loss's inputs and state, over the inputs' bytes."""
-    inputs = {tensor.untyped_storage()._cdata: tensor for tensor in case.tensors}
+    """Most bytes that forward and backward hold at once beside the loss's inputs and state, over the inputs' bytes.
+
+    Inputs are what the loss needs, and what of the student gets a gradient through it.
+    """
     state = [value for value in loss.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
-    with watched([*inputs.values(), *state]) as memory:
+    with watched([*case.tensors, *state]) as memory:
         loss(case.batch).backward()
-    return memory.peak_bytes / sum(tensor.nbytes for tensor in inputs.values())
+    student = dict(case.student)
+    # A student's own weights and their gradient are not the loss's.
+    own_bytes = sum(leaf.nbytes for leaf in [student.pop("head", None)] if leaf is not None)
+    used = [leaf for name, leaf in student.items() if leaf.grad is not None or name in loss.needs]
+    about = [one for one in (case.batch.labels, case.batch.rows) if one is not None]
+    inputs = [*used, *case.teacher.values(), *about]
+    return (memory.peak_bytes - own_bytes) / sum(tensor.nbytes for tensor in inputs)
