@@ -107,7 +107,8 @@ def case_of(
     leaves = drawn.leaves()
     said = drawn.said()
     rows = torch.arange(seed * count, (seed + 1) * count) % sizes.rows
-    given: dict[str, Any] = {"labels": (rows % sizes.classes).to(device), "rows": rows, "mix": loss.mix(count)}
+    mix = loss.mix(count, size=(sizes.image, sizes.image))
+    given: dict[str, Any] = {"labels": (rows % sizes.classes).to(device), "rows": rows, "mix": mix and mix.pair}
     maps = tuple(leaf for name, leaf in leaves.items() if "." in name)
     given |= {name: leaf for name, leaf in leaves.items() if name.startswith("student_")} | {"student_maps": maps}
     if "head" in leaves:

@@ -144,7 +144,7 @@ def test_half_precision_is_computed_in_float32(variant: tuple[str, Hyper]) -> No
         assert {found[name].dtype for name in half.student if name in found} == {dtype}
         assert all(tensor.isfinite().all() for tensor in found.values())
         if "student_inputs" not in half_loss.needs:  # those logits are the student's own work, in its precision
-            full_loss.mix(6)  # as often as the other
+            full_loss.mix(6, size=(8, 8))  # as often as the other
             assert torch.equal(value, full_loss(widened(half.batch)))
 
 
