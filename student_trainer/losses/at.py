@@ -119,6 +119,10 @@ class AT(DistillLoss):
             )
         pairs = []
         for place, (student_BCHW, teacher_BP) in enumerate(zip(students, teachers, strict=True)):
+            if len(student_BCHW) != len(teacher_BP):
+                raise InputError(
+                    f"a map holds {len(student_BCHW)} samples and the teacher's attention {len(teacher_BP)}"
+                )
             size = self._sizes[place] if self._sizes else square(teacher_BP, like=student_BCHW)
             check_sizes(student_BCHW.shape[2:], size, place=place)
             wide_BCHW = widen(student_BCHW)
