@@ -290,6 +290,7 @@ EXTRA: list[tuple[str, Hyper]] = [
     ("ckd", {"w_kd": 1.0}),
     ("ckd", {"pairs": "sampled", "pos": 2}),
     ("crd", {"on": "logits", "negatives": 5}),
+    ("mse", {"target": "both", "reduction": "sum"}),
     ("crd+rkd", {"crd.negatives": 5}),
     ("fitnets+ckd", {"fitnets.weight": 100.0}),
     ("vid+at+kl", {}),
