@@ -20,7 +20,7 @@ class LiveMemory(TorchDispatchMode):
     """
 
     def __init__(self, known: Sequence[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         """Most that was held at once."""
         self.numbers = 0
