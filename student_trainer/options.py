@@ -10,7 +10,9 @@ SOURCE, ROWS, VIEWS, TRAINING, RUNNING = "Teacher answers", "Rows", "Views and i
 Dataset = Annotated[str, Option(help="digits, torchvision:CIFAR100, folder:PATH or python:FILE.py:FUNCTION")]
 Student = Annotated[str, Option(help="zoo:resnet8, torchvision:NAME, timm:NAME or python:FILE.py:FUNCTION")]
 Out = Annotated[Path, Option(help="folder of the run")]
-Loss = Annotated[str, Option(help="kl, mse, dist, ckd, crd, ... (an unknown name lists them all); ce needs no teacher; fitnets+ckd adds two")]
+Loss = Annotated[
+    str, Option(help="ce (labels only), kl, mse, dist, ckd, ... (a wrong name lists all); kl+rkd is a sum")
+]
 Hyper = Annotated[list[str] | None, Option("--set", help="a hyper-parameter of the loss, such as temperature=4")]
 CeWeight = Annotated[float | None, Option(help="weight of cross-entropy; default: as the loss's authors")]
 KdWeight = Annotated[float | None, Option(help="weight of the loss; default: as its authors")]

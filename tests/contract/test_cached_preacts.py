@@ -90,5 +90,5 @@ def test_a_batch_holds_one_kind_of_maps_in_the_order_in_which_they_were_gathered
     ten, two = torch.full((1,), 10.0), torch.full((1,), 2.0)
     fields = DistillBatch.teacher_fields({"preacts.10": ten, "attention.1": two, "preacts.2": two})
     assert fields == {"teacher_maps": (ten, two), "teacher_attention": (two,)}
-    with pytest.raises(InputError, match=r"not both \(maps.1, preacts.2\)"):
+    with pytest.raises(InputError, match=r"not both \(preacts.2, maps.1\)"):
         DistillBatch.teacher_fields({"preacts.2": two, "maps.1": two})

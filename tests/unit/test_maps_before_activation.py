@@ -103,10 +103,6 @@ def before_of_torchvision_resnet(calls: Calls, _model: nn.Module) -> list[Tensor
     return [calls["relu"][0], *(calls[f"layer{stage}.1.relu"][0] for stage in range(1, 5))]
 
 
-def before_of_torchvision_vgg(calls: Calls, _model: nn.Module) -> list[Tensor]:
-    return [calls[f"features.{place}"][1] for place in (1, 5, 12, 19, 26)]
-
-
 BY_HAND: Mapping[str, Callable[[Calls, nn.Module], Sequence[Tensor]]] = {
     "zoo:resnet8": before_of_resnet,
     "zoo:resnet14": before_of_resnet,
@@ -117,7 +113,6 @@ BY_HAND: Mapping[str, Callable[[Calls, nn.Module], Sequence[Tensor]]] = {
     "zoo:ShuffleV2": before_of_shuffle_v2,
     "zoo:mlp": before_of_mlp,
     "torchvision:resnet18": before_of_torchvision_resnet,
-    "torchvision:vgg11_bn": before_of_torchvision_vgg,
 }
 
 
