@@ -61,7 +61,7 @@ def test_help_names_every_option_without_importing_torch() -> None:
     [
         (
             ["--loss", "hinton", "--teacher", "fake:10"],
-            "unknown loss 'hinton'; known: ce, ckd, crd, dist, kl, lm, mixup, mse, rkd",
+            "unknown loss 'hinton'; known: ab, at, cc, ce, ckd,",
         ),
         (["--set", "tau=4", "--teacher", "fake:10"], "kl has no hyper-parameter 'tau'"),
         (["--set", "temperature", "--teacher", "fake:10"], "cannot read --set 'temperature'; write name=value"),
