@@ -71,10 +71,9 @@ class DIST(DistillLoss):
         """Scalar."""
         logits = logits_of(batch)
         soften, distance = RELATIONS[self.relation]
-        outputs = [soften(logits_BC, temperature=self.temperature) for logits_BC in logits]
-        parts = {1: self.beta, 0: self.gamma}
-        distances = [weight * distance(*outputs, dim=dim, eps=self.eps) for dim, weight in parts.items() if weight > 0]
-        return self.factor * torch.stack(distances).sum().to(logits[0].dtype)
+        student_BC, teacher_BC = (soften(logits_BC, temperature=self.temperature) for logits_BC in logits)
+        weights = {dim: weight for dim, weight in ((1, self.beta), (0, self.gamma)) if weight > 0}
+        return self.factor * distance(student_BC, teacher_BC, weights=weights, eps=self.eps).to(logits[0].dtype)
 
 
 def probabilities(logits_BC: Tensor, *, temperature: float) -> Tensor:
@@ -83,16 +82,20 @@ def probabilities(logits_BC: Tensor, *, temperature: float) -> Tensor:
     return (logits_BC if temperature == 1 else logits_BC / temperature).softmax(dim=1)
 
 
-def uncorrelated(student_BC: Tensor, teacher_BC: Tensor, *, dim: int, eps: float) -> Tensor:
-    """1 - the mean Pearson correlation along ``dim``, a scalar."""
-    return 1 - pearson(student_BC, teacher_BC, dim=dim, eps=eps).mean()
+def uncorrelated(student_BC: Tensor, teacher_BC: Tensor, *, weights: Mapping[int, float], eps: float) -> Tensor:
+    """The sum over ``weights`` {dim: weight} of 1 - the mean Pearson correlation along dim, a scalar."""
+    total: Tensor = Uncorrelated.apply(student_BC, teacher_BC, weights, eps)
+    return total
 
 
-def diverged(log_student_BC: Tensor, log_teacher_BC: Tensor, *, dim: int, eps: float) -> Tensor:
-    """The mean divergence along ``dim`` of outputs that sum to 1 along it, a scalar; there is no ``eps`` in it."""
-    if dim == 0:
-        log_student_BC, log_teacher_BC = log_student_BC.log_softmax(dim=0), log_teacher_BC.log_softmax(dim=0)
-    return divergence(log_student_BC, log_teacher_BC, dim=dim).mean()
+def diverged(log_student_BC: Tensor, log_teacher_BC: Tensor, *, weights: Mapping[int, float], eps: float) -> Tensor:
+    """The same of the mean divergence of outputs that sum to 1 along dim; there is no ``eps`` in it."""
+    total = log_student_BC.new_zeros(())
+    for dim, weight in weights.items():
+        logarithms = (log_student_BC, log_teacher_BC)
+        own, other = logarithms if dim == 1 else (one.log_softmax(dim=0) for one in logarithms)
+        total = total + weight * divergence(own, other, dim=dim).mean()
+    return total
 
 
 Soften = Callable[..., Tensor]
@@ -104,32 +107,41 @@ RELATIONS: Mapping[str, tuple[Soften, Distance]] = {
 """Relation -> how logits are softened, and how far apart two such outputs are along a dimension."""
 
 
-def pearson(student: Tensor, teacher: Tensor, *, dim: int, eps: float) -> Tensor:
-    """Correlation along ``dim``: ``a.b / (|a| |b| + eps)`` of the centred values; no gradient to the teacher."""
-    correlation: Tensor = Correlation.apply(student, teacher, dim, eps)
-    return correlation
+def pearson(student: Tensor, teacher: Tensor, *, dim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """(``r = a.b / (|a| |b| + eps)`` of the centred values along ``dim``, d r/d student).
+
+    With n the denominator the derivative is ``b/n - r |b|/(|a| n) a``: sums along ``dim`` of it are 0.
+    """
+    first = student - student.mean(dim=dim, keepdim=True)
+    second = teacher - teacher.mean(dim=dim, keepdim=True)
+    first_norm, second_norm = (torch.linalg.vector_norm(one, dim=dim, keepdim=True) for one in (first, second))
+    denominator: Tensor = first_norm * second_norm + eps
+    correlation: Tensor = (first * second).sum(dim=dim, keepdim=True) / denominator
+    # Where the student is constant the second term is 0/0; its limit depends on the direction, torch says 0.
+    own = (correlation / first_norm * (second_norm / denominator)).masked_fill_(first_norm == 0, 0.0)
+    return correlation.squeeze(dim), second.div_(denominator).sub_(first.mul_(own))
 
 
-class Correlation(torch.autograd.Function):
-    """`pearson` with its derivative in closed form: fewer passes over [B, C], and one tensor kept instead of six."""
+class Uncorrelated(torch.autograd.Function):
+    """`uncorrelated` with its derivative in closed form: fewer passes over [B, C], and one tensor kept instead of
+    twelve.
+    """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, dim: int, eps: float) -> Tensor:
-        """The correlations; the derivative ``b/n - r |b|/(|a| n) a``, n the denominator, is kept for `backward`."""
-        first = student - student.mean(dim=dim, keepdim=True)
-        second = teacher - teacher.mean(dim=dim, keepdim=True)
-        first_norm, second_norm = (torch.linalg.vector_norm(one, dim=dim, keepdim=True) for one in (first, second))
-        denominator: Tensor = first_norm * second_norm + eps
-        correlation: Tensor = (first * second).sum(dim=dim, keepdim=True) / denominator
-        # Where the student is constant the second term is 0/0; its limit depends on the direction, torch says 0.
-        own = (correlation / first_norm * (second_norm / denominator)).masked_fill_(first_norm == 0, 0.0)
-        ctx.dim = dim
-        ctx.save_for_backward(second.div_(denominator).sub_(first.mul_(own)))
-        return correlation.squeeze(dim)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, weights: Mapping[int, float], eps: float) -> Tensor:
+        """The sum, a scalar; the derivative is kept for `backward`."""
+        total, derivative = student.new_zeros(()), None
+        for dim, weight in weights.items():
+            correlation, own = pearson(student, teacher, dim=dim, eps=eps)
+            total += weight * (1 - correlation.mean())
+            share = -weight / correlation.numel()
+            derivative = own.mul_(share) if derivative is None else derivative.add_(own, alpha=share)
+        ctx.save_for_backward(derivative)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient of the student's values."""
         (derivative,) = ctx.saved_tensors
-        return gradient.unsqueeze(ctx.dim) * derivative, None, None, None
+        return gradient * derivative, None, None, None
