@@ -85,8 +85,8 @@ def test_a_loss_trains_and_a_stopped_training_goes_on_to_the_same_bits(
 ) -> None:
     config = replace(config, loss=loss, hyper=hyper)
     result = train(config)
-    assert result.epochs == EPOCHS
-    assert result.teacher_calls == 0
+    assert (result.loss, result.epochs, result.teacher_calls) == (loss, EPOCHS, 0)
+    assert result.charged == (0 if loss == "ce" else ROWS)
     stopped = replace(config, out=tmp_path / "stopped")
     with pytest.raises(StoppedError):
         train(stopped, progress=StopAfterOneEpoch())
