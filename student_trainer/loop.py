@@ -69,7 +69,8 @@ def _fabric(config: TrainConfig) -> Fabric:
     accelerator = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
     if accelerator == "cuda" and config.devices > torch.cuda.device_count():
         raise InputError(f"--devices {config.devices}: torch finds {torch.cuda.device_count()}")
-    strategy = "ddp" if config.devices > 1 else "auto"
+    # A loss of features alone leaves the last layer without gradient.
+    strategy = "ddp_find_unused_parameters_true" if config.devices > 1 else "auto"
     precision = FABRIC_PRECISION[config.precision]
     return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
 
@@ -189,8 +190,6 @@ class _Training:
         seconds = time.perf_counter() - began_s
         count = len(self._job.selection.train)
         self._state.seconds.append(seconds)
-        seen = np.unique(np.concatenate(batches))
-        self._state.note_used(seen, views=teacher_views[seen])
         total, correct = self._over_processes(total, int(self._correct))
         return EpochMetrics(
             epoch=epoch + 1,
@@ -254,8 +253,8 @@ class _Training:
         pair = None if mix is None else mix.pair
         loss = self._total(Step(positions, teacher_views, said, inputs_B3HW, labels_B, pair, soft_BC))
         if not loss.requires_grad:
-            # A stage of the loss alone, and none of these rows is answered: nothing to learn from.
-            return 0.0
+            # A stage of the loss alone, and none of these rows is answered: other processes may learn from theirs.
+            loss = loss + 0 * said.logits.sum()
         self._watch.put(loss)
         self._optimizer.zero_grad()
         self._fabric.backward(loss)
@@ -290,5 +289,6 @@ class _Training:
         if kd_weight > 0:
             batch = distill_batch(self._job, step)
             if batch is not None:
+                self._state.note_used(step.positions, views=step.views)
                 total = total + kd_weight * self._loss(batch)
         return total

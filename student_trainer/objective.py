@@ -8,6 +8,7 @@ from shared.errors import InputError
 from student_trainer.announcement import TeacherSide, facts_of
 from student_trainer.config import TrainConfig
 from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.ce import CrossEntropy
 from student_trainer.losses.registry import build_loss
 from student_trainer.order import LOSS, derived_seed
 from student_trainer.rows import Selection
@@ -51,6 +52,8 @@ def read_objective(config: TrainConfig) -> Objective:
     kd_weight = loss.default_kd_weight if config.kd_weight is None else config.kd_weight
     if ce_weight == 0 and kd_weight == 0:
         raise InputError("--ce-weight and --kd-weight are both 0; at least one must be above 0")
+    if kd_weight == 0:
+        loss = _absent(loss)
     objective = Objective(loss=loss, ce_weight=ce_weight, kd_weight=kd_weight)
     _check_source(config, objective)
     _check_stages(config, objective)
@@ -111,22 +114,35 @@ def _check_source(config: TrainConfig, objective: Objective) -> None:
         raise InputError(f"--batch {config.batch} is too small for loss {name}; use {objective.least_batch} or more")
 
 
+def _absent(loss: DistillLoss) -> DistillLoss:
+    """What stands for a loss of weight 0: nothing is needed, trained or drawn for it, and its name stays."""
+    absent = CrossEntropy()
+    absent.name, absent.settings = loss.name, loss.settings  # type: ignore[misc]  # this one object's
+    return absent
+
+
 def _check_stages(config: TrainConfig, objective: Objective) -> None:
-    """A loss may count in some epochs only; what is left of the last one tells whether all was thought of."""
-    loss = objective.loss
-    loss.begin_epoch(config.epochs - 1)
-    last = objective.ce_weight * loss.ce_factor, objective.kd_weight * loss.kd_factor
-    if not any(last):
+    """A loss may count, or hold cross-entropy back, in some epochs only: raise InputError where that leaves nothing."""
+    loss, counting = objective.loss, []
+    for epoch in range(config.epochs):
+        loss.begin_epoch(epoch)
+        counting.append((objective.ce_weight * loss.ce_factor > 0, objective.kd_weight * loss.kd_factor > 0))
+    loss.begin_epoch(0)
+    ce_counts, loss_counts = zip(*counting, strict=True)
+    name, count = loss.name, config.epochs
+    if (False, False) in counting:
         raise InputError(
-            f"loss {loss.name} ends before the training does, and --ce-weight is 0: nothing is left to train on; give"
-            " --ce-weight above 0, or fewer --epochs"
+            f"neither cross-entropy nor loss {name} counts in epoch {counting.index((False, False)) + 1} of {count};"
+            " give --ce-weight above 0, or turn off its stages or warm-up (init_epochs=0, warmup_epochs=0)"
         )
-    if objective.ce_weight > 0 and last[0] == 0:
-        logger.warning(
-            "loss %s trains alone in its first epochs, and --epochs %d ends before cross-entropy's turn; give more"
-            " epochs, or a smaller init_epochs",
-            loss.name,
-            config.epochs,
+    if objective.ce_weight > 0 and not any(ce_counts):
+        raise InputError(
+            f"loss {name} trains alone in its first epochs, and --epochs {count} ends before cross-entropy's turn; give"
+            " more epochs, a smaller init_epochs, or --ce-weight 0 for that stage alone"
+        )
+    if objective.kd_weight > 0 and not any(loss_counts):
+        raise InputError(
+            f"loss {name} counts in none of {count} epochs: give more epochs, or turn off its warm-up (warmup_epochs=0)"
         )
 
 

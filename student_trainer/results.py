@@ -192,7 +192,7 @@ def _result(job: Job, *, state: TrainState, val_last: float | None) -> RunResult
         student_forwards=state.epoch * len(selection.train),
         teacher_calls=job.targets.teacher_calls if job.targets is not None else 0,
         charged=state.charged(),
-        online_calls_equivalent=state.epoch * answered,
+        online_calls_equivalent=state.online_calls,
         device=device_name(job.device),
         precision=config.precision,
         threads=torch.get_num_threads(),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shared.outputs import calls_per_answer
 from student_trainer.job import Job
 from student_trainer.progress import EpochMetrics
 from student_trainer.run_folder import RunFolder
@@ -40,6 +41,8 @@ class TrainState:
         """The student's weights then, on the CPU."""
         self.seconds: list[float] = []
         """Training time of each epoch, validation left out."""
+        self.online_calls = 0
+        """Teacher calls that the answers used would have cost with the teacher online."""
         self.consumed = np.zeros((len(job.selection.train), len(job.teacher_views)), dtype=np.bool_)
         """Which answers were used, bool [N, views]."""
 
@@ -56,15 +59,26 @@ class TrainState:
             columns_B = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], views)]
             answered_B = self._job.selection.answered[positions]
             self.consumed[positions[answered_B], columns_B[answered_B]] = True
+            self._count(int(answered_B.sum()))
+
+    def _count(self, answers: int) -> None:
+        names = [name for names in self._job.outputs.values() for name in names]
+        self.online_calls += answers * calls_per_answer(names)
 
     def note_finish(self) -> None:
         """Account for the answers that the loss's finish used: all there are to the first view."""
         if self._job.uses_teacher and self._job.objective.loss.finishes:
             self.consumed[self._job.selection.answered, 0] = True
+            self._count(int(self._job.selection.answered.sum()))
 
     def epoch_done(self, metrics: EpochMetrics) -> None:
         """Move on; remember the weights if none were better on the held-out rows; end a stage that brings no more."""
         self.epoch = metrics.epoch
+        objective, loss = self._job.objective, self._job.objective.loss
+        if objective.ce_weight > 0 and loss.ce_factor == 0:
+            # A stage without cross-entropy: nobody has trained the last layer yet, its accuracy says nothing.
+            self.improved_epoch = metrics.epoch
+            return
         if metrics.val_accuracy is not None and (self.best_val is None or metrics.val_accuracy >= self.best_val):
             if self.best_val is None or metrics.val_accuracy > self.best_val:
                 self.improved_epoch = metrics.epoch
@@ -95,6 +109,7 @@ class TrainState:
                 "improved_epoch": self.improved_epoch,
                 "best": self.best,
                 "seconds": self.seconds,
+                "online_calls": self.online_calls,
                 "consumed": torch.from_numpy(self.consumed),
                 "teacher_calls": job.targets.teacher_calls if job.targets is not None else 0,
                 "student": job.student.state_dict(),
@@ -115,6 +130,7 @@ class TrainState:
         self.best_val, self.best_epoch, self.best = saved["best_val"], saved["best_epoch"], saved["best"]
         self.stage, self.improved_epoch = saved["stage"], saved["improved_epoch"]
         self.seconds = list(saved["seconds"])
+        self.online_calls = saved["online_calls"]
         self.consumed = saved["consumed"].numpy().copy()
         if job.targets is not None:
             job.targets.teacher_calls = saved["teacher_calls"]

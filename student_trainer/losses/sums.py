@@ -3,6 +3,7 @@
 Shape key: B batch.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import TrainingFacts
+
+logger = logging.getLogger(__name__)
 
 WEIGHT = "weight"
 """Hyper-parameter that every loss of a sum has besides its own: ``fitnets.weight``."""
@@ -33,28 +36,49 @@ class LossSum(DistillLoss):
     """``sum of weight * loss``; a weight is by default what the loss's authors give it beside cross-entropy.
 
     The sum's own default weights are 1 for it, and for cross-entropy the largest that one of its losses asks for: 0
-    where one of them brings a term for the labels (ckd).
+    where one of them brings a term for the labels (ckd). A loss of weight 0 is not there. While a loss trains alone (ab
+    in its first epochs) the others wait, as cross-entropy does.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__()
-        self._losses = nn.ModuleList([part.loss for part in parts])
-        self._weights = [part.weight for part in parts]
         self.name = "+".join(part.loss.name for part in parts)  # type: ignore[misc]  # a sum is no class of its own
+        counting = [part for part in parts if part.weight > 0]
+        if not counting:
+            raise InputError(f"loss {self.name}: all weights are 0; at least one must be above 0")
+        self._losses = nn.ModuleList([part.loss for part in counting])
+        self._weights = [part.weight for part in counting]
         losses = self.losses
         mixing = [loss.name for loss in losses if loss.mixes]
         if mixing:
             raise InputError(f"loss {mixing[0]} mixes images, and the answers are of unmixed ones: use it alone")
-        if sum(self._weights) == 0:
-            raise InputError(f"loss {self.name}: all weights are 0; at least one must be above 0")
-        labelled = any("labels" in loss.needs for loss in losses)
+        # dkd needs labels and cross-entropy beside them, ckd brings its own.
+        labelled = any("labels" in loss.needs and loss.default_ce_weight == 0 for loss in losses)
         self.default_ce_weight = 0.0 if labelled else max(loss.default_ce_weight for loss in losses)  # type: ignore[misc]
         self._gather_needs()
         self.min_rows = max(loss.min_rows for loss in losses)
         self.finishes = any(loss.finishes for loss in losses)
+        self._warn_of_offsets()
         self.prepares = any(loss.prepares for loss in losses)
-        self.samples_per_class = next((one for loss in losses if (one := loss.samples_per_class) is not None), None)
+        self.samples_per_class = self._samples_per_class()
         self._fields: list[dict[str, tuple[int, ...]]] = []
+        self._now = [1.0] * len(losses)
+
+    def _samples_per_class(self) -> int | None:
+        asked = {loss.name: loss.samples_per_class for loss in self.losses if loss.samples_per_class is not None}
+        if len(set(asked.values())) > 1:
+            raise InputError(f"loss {self.name}: per_class differs ({asked}); batches are drawn in one way")
+        return next(iter(asked.values()), None)
+
+    def _warn_of_offsets(self) -> None:
+        for finishing in (loss for loss in self.losses if loss.finishes):
+            others = [loss.name for loss in self.losses if loss is not finishing and "teacher_logits" in loss.needs]
+            if others:
+                logger.warning(
+                    "after training %s sets the offset of the logits by its own target, which %s trained, too",
+                    finishing.name,
+                    ", ".join(others),
+                )
 
     @property
     def losses(self) -> list[DistillLoss]:
@@ -86,9 +110,15 @@ class LossSum(DistillLoss):
 
     def start(self, facts: TrainingFacts) -> None:
         """Start each with the facts that are about it, and a seed of its own."""
+        if not self._fields and sum("student_maps" in loss.needs for loss in self.losses) > 1:
+            raise InputError(
+                f"loss {self.name} must know whose maps are whose: call loss.teacher_outputs(...) before start, or let"
+                " CachedTeacherLoader.for_loss do both"
+            )
         for place, (loss, fields) in enumerate(zip(self.losses, self._chosen(), strict=True)):
             own: dict[str, Any] = {field: _picked(getattr(facts, field), places) for field, places in fields.items()}
             loss.start(replace(facts, seed=facts.seed + place, **own))
+        self.min_rows = max(loss.min_rows for loss in self.losses)
 
     def prepare(self, answers: Callable[[int], Iterable[DistillBatch]]) -> None:
         """Prepare each that needs it."""
@@ -97,18 +127,22 @@ class LossSum(DistillLoss):
                 loss.prepare(lambda epoch, fields=fields: (_part(batch, fields) for batch in answers(epoch)))  # type: ignore[misc]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Cross-entropy is held back as long as one of the losses asks for it."""
+        """Cross-entropy and the other losses are held back as long as one asks for the stage."""
         for loss in self.losses:
             loss.begin_epoch(epoch)
         self.ce_factor = min(loss.ce_factor for loss in self.losses)
+        alone = [loss.ce_factor == 0 and loss.kd_factor > 0 for loss in self.losses]
+        self._now = [
+            loss.kd_factor if own or not any(alone) else 0.0 for loss, own in zip(self.losses, alone, strict=True)
+        ]
+        self.kd_factor = float(any(self._now))
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
         total = torch.zeros((), device=batch.student_logits.device)
-        for loss, weight, fields in zip(self.losses, self._weights, self._chosen(), strict=True):
-            factor = weight * loss.kd_factor
-            if factor > 0:
-                total = total + factor * loss(_part(batch, fields))
+        for loss, weight, now, fields in zip(self.losses, self._weights, self._now, self._chosen(), strict=True):
+            if now > 0:
+                total = total + weight * now * loss(_part(batch, fields))
         return total
 
     def check_head(self, head: nn.Module) -> None:
@@ -182,5 +216,6 @@ def _picked(values: Sequence[Any], places: Sequence[int]) -> tuple[Any, ...]:
 
 def _part(batch: DistillBatch, fields: Mapping[str, Sequence[int]]) -> DistillBatch:
     """The batch as one loss sees it."""
-    own: dict[str, Any] = {field: _picked(getattr(batch, field), places) for field, places in fields.items()}
+    given = {field: places for field, places in fields.items() if getattr(batch, field)}
+    own: dict[str, Any] = {field: _picked(getattr(batch, field), places) for field, places in given.items()}
     return replace(batch, **own)

@@ -218,7 +218,7 @@ class Recipe(Section):
     test_sample: AtLeast1 | None = None
     """Test on this many drawn test images; None: all."""
     outputs: Annotated[list[str], Field(min_length=1)] = ["logits", "features"]
-    """What the teacher is asked for: ``maps.2``, ``attention.1``, ``constants`` as well, where a loss needs them."""
+    """Asked of the teacher; where a loss needs it ``maps.2``, ``preacts.2``, ``attention.1``, ``constants``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -244,7 +244,8 @@ def _check_outputs(outputs: list[str], *, teacher: TeacherEntry) -> None:
     for name in outputs:
         if name not in (*ALWAYS, INPUT_GRAD, CONSTANTS) and map_number(name) is None:
             raise ValueError(
-                f"outputs: {name!r} is none; known: {', '.join(ALWAYS)}, maps.K, attention.K, {INPUT_GRAD}, {CONSTANTS}"
+                f"outputs: {name!r} is none; known: {', '.join(ALWAYS)}, maps.K, preacts.K, attention.K, {INPUT_GRAD},"
+                f" {CONSTANTS}"
             )
     if "logits" not in outputs:
         raise ValueError("outputs must have logits: the teacher's accuracy and most losses need them")

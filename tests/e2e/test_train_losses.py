@@ -27,11 +27,13 @@ KEPT = ",".join(
         *(f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in (1, 2, 3)),
     ]
 )
-SETTINGS: dict[str, dict[str, object]] = {"ab": {"init_epochs": 2}, "crd": {"negatives": 64}, "ft": {"init_epochs": 2}}
+STAGES: dict[str, object] = {"init_epochs": 2}
+SETTINGS: dict[str, dict[str, object]] = {"ab": STAGES, "crd": {"negatives": 64}, "fsp": STAGES, "ft": STAGES}
 """Where a default asks for more than so few rows, or so few epochs, have."""
 SUMS: tuple[tuple[str, dict[str, object]], ...] = (
     ("fitnets+ckd", {"fitnets.weight": "50", "ckd.w_cls": 0}),
     ("vid+crd", {"vid.maps": "2,3", "crd.negatives": 64}),
+    ("ft+ofd", {"ft.init_epochs": 2}),
 )
 EPOCHS = 3
 
@@ -184,3 +186,46 @@ def noting(value: Value, seen: list[list[int]]) -> Value:
         return value(loss, batch)
 
     return noted
+
+
+@pytest.mark.parametrize(
+    ("loss", "hyper", "epochs"),
+    [("jacobian", {}, 2), ("ft", {"init_epochs": 3}, 2), ("fsp", {"init_epochs": 1}, 2), ("review", {}, 2)],
+)
+def test_a_run_from_a_cache_says_what_the_same_training_costs_online(
+    loss: str, hyper: dict[str, object], epochs: int, config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, loss=loss, hyper=hyper, epochs=epochs)
+    cached = train(config)
+    online = train(
+        replace(config, cache=None, teacher="zoo:resnet8", sample=ROWS, missing=None, out=tmp_path / "online")
+    )
+    assert cached.online_calls_equivalent == online.online_calls_equivalent == online.teacher_calls > 0
+    assert (cached.teacher_calls, cached.charged) == (0, ROWS)
+
+
+def test_stages_and_warm_ups_that_leave_nothing_to_train_on_are_refused(config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="loss review counts in none of 1 epochs"):
+        train(replace(config, loss="review", epochs=1))
+    with pytest.raises(InputError, match="neither cross-entropy nor loss review counts in epoch 1 of 3"):
+        train(replace(config, loss="review", ce_weight=0.0))
+    with pytest.raises(InputError, match="loss ab trains alone in its first epochs, and --epochs 3 ends before"):
+        train(replace(config, loss="ab"))
+
+
+def test_a_stage_without_cross_entropy_ends_no_training_early(config: TrainConfig) -> None:
+    plateau = {"schedule": "plateau", "patience": 1, "stages": 1, "val": 0.25, "epochs": 30}
+    result = train(replace(config, loss="ab", hyper={"init_epochs": 6}, **plateau))  # type: ignore[arg-type]
+    assert result.epochs > 6
+    assert result.best_epoch is not None
+    assert result.best_epoch > 6
+
+
+@pytest.mark.parametrize("loss", ["vid", "mixup", "ab"])
+def test_a_loss_of_weight_0_is_cross_entropy_alone(loss: str, config: TrainConfig, tmp_path: Path) -> None:
+    control = train(replace(config, loss=loss, kd_weight=0.0, ce_weight=1.0, cache=None, missing=None, sample=ROWS))
+    assert (control.loss, control.charged) == (loss, 0)
+    out = tmp_path / "ce"
+    train(replace(config, loss="ce", cache=None, missing=None, sample=ROWS, out=out))
+    weights, expected = (load_file(folder / "last.safetensors") for folder in (config.out, out))
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
