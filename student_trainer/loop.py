@@ -4,8 +4,6 @@ Shape key: B batch, N training rows, C classes.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -31,6 +29,7 @@ from student_trainer.schedule import learning_rate
 from student_trainer.state import TrainState
 from student_trainer.student_outputs import StudentAnswer
 from student_trainer.tensorboard import EpochLog
+from student_trainer.torch_state import own_torch_state, seed_torch
 
 __all__ = ["RunResult", "TrainConfig", "train"]
 
@@ -48,7 +47,7 @@ def train(config: TrainConfig, *, progress: ProgressView | None = None) -> RunRe
     view = progress if progress is not None and fabric.is_global_zero else Quiet()
     if fabric.is_global_zero:
         folder.check_free(resume=config.resume)
-    with _own_torch_state(config, device=fabric.device):
+    with own_torch_state(threads=config.threads, device=fabric.device):
         job = prepare(config, device=fabric.device, progress=view)
         try:
             if fabric.is_global_zero:
@@ -73,27 +72,6 @@ def _fabric(config: TrainConfig) -> Fabric:
     strategy = "ddp_find_unused_parameters_true" if config.devices > 1 else "auto"
     precision = FABRIC_PRECISION[config.precision]
     return Fabric(accelerator=accelerator, devices=config.devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _own_torch_state(config: TrainConfig, *, device: torch.device) -> Iterator[None]:
-    """Give the caller's random generators and thread count back afterwards."""
-    threads = torch.get_num_threads()
-    cuda = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        try:
-            if config.threads is not None:
-                torch.set_num_threads(config.threads)
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _seed_torch(seed: int, *, device: torch.device) -> None:
-    """As `torch.manual_seed`, which without CUDA spends milliseconds on noting where it was called from."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 class _Training:
@@ -170,13 +148,14 @@ class _Training:
         teacher_views, student_views = self._views(epoch)
         batches = self._batches(epoch=epoch)
         # A student with dropout draws from torch's own generator: seeded by epoch, so that resuming changes nothing.
-        _seed_torch(derived_seed(config.seed, purpose=TORCH, epoch=epoch), device=self._job.device)
+        seed_torch(derived_seed(config.seed, purpose=TORCH, epoch=epoch), device=self._job.device)
         self._job.student.train()
         self._loss.begin_epoch(epoch)
         self._correct.zero_()
         total = 0.0
         began_s = time.perf_counter()
-        owns = [np.array_split(batch, fabric.world_size)[fabric.global_rank] for batch in batches]
+        shares = [np.array_split(batch, fabric.world_size) for batch in batches]
+        owns = [share[fabric.global_rank] for share in shares]
         for step, (batch, own) in enumerate(zip(batches, owns, strict=True)):
             for soon in owns[step + 1 : step + 2]:
                 self._job.train_images.will_need(soon, student_views[soon])
@@ -186,6 +165,9 @@ class _Training:
             where = f"epoch {epoch + 1}, step {step + 1}, lr {self._optimizer.param_groups[0]['lr']:g}"
             loss = self._step(own, teacher_views=teacher_views[own], student_views=student_views[own], where=where)
             total += loss * len(own)
+            if self._kd_weight > 0:
+                for share in shares[step]:
+                    self._state.note_used(share, views=teacher_views[share])
             self._progress.step(images=len(batch), loss=loss)
         seconds = time.perf_counter() - began_s
         count = len(self._job.selection.train)
@@ -278,17 +260,20 @@ class _Training:
         mix = self._loss.mix(count, size=(height, width))
         return None if mix is None else mix.to(self._job.device)
 
+    @property
+    def _kd_weight(self) -> float:
+        """Of the loss in this epoch."""
+        return self._job.objective.kd_weight * self._loss.kd_factor
+
     def _total(self, step: Step) -> Tensor:
         """``ce_weight * CE + kd_weight * loss``; rows without an answer count in the first term only."""
         objective = self._job.objective
         ce_weight = objective.ce_weight * self._loss.ce_factor
-        kd_weight = objective.kd_weight * self._loss.kd_factor
         total = torch.zeros((), device=self._job.device)
         if ce_weight > 0:
             total = total + ce_weight * cross_entropy_of(step)
-        if kd_weight > 0:
+        if self._kd_weight > 0:
             batch = distill_batch(self._job, step)
             if batch is not None:
-                self._state.note_used(step.positions, views=step.views)
-                total = total + kd_weight * self._loss(batch)
+                total = total + self._kd_weight * self._loss(batch)
         return total

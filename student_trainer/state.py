@@ -53,8 +53,14 @@ class TrainState:
         return self.epoch >= config.epochs or (config.schedule == "plateau" and self.stage >= config.stages)
 
     def note_used(self, positions: NDArray[np.int64], *, views: NDArray[np.int64]) -> None:
-        """Account for the answers to these training rows [B], each under one of ``views`` [B], where they have one."""
-        if self._job.uses_teacher:
+        """Account for the answers to these rows [B] that a loss was given at once, each under one of ``views`` [B].
+
+        Rows without an answer use none, and where those with one are too few for the loss it was given none.
+        """
+        if (
+            self._job.uses_teacher
+            and self._job.selection.answered[positions].sum() >= self._job.objective.loss.min_rows
+        ):
             order = np.argsort(self._job.teacher_views)
             columns_B = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], views)]
             answered_B = self._job.selection.answered[positions]
