@@ -11,6 +11,7 @@ from shared.errors import UnknownNameError
 from shared.models.zoo.mlp import Mlp
 from shared.models.zoo.mobilenet_v2 import MobileNetV2
 from shared.models.zoo.resnet import CifarResNet
+from shared.models.zoo.resnet50 import CifarResNet50
 from shared.models.zoo.shuffle import ShuffleNetV1, ShuffleNetV2
 from shared.models.zoo.vgg import BLOCK_CONVOLUTIONS, CifarVgg
 from shared.models.zoo.wrn import WideResNet
@@ -27,6 +28,7 @@ ZOO: dict[str, Builder] = {
     **{f"wrn_{depth}_{width}": partial(WideResNet, depth=depth, width=width) for depth in (16, 40) for width in (1, 2)},
     **{f"vgg{depth}": partial(CifarVgg, depth=depth) for depth in BLOCK_CONVOLUTIONS},
     "mlp": Mlp,
+    "ResNet50": CifarResNet50,
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleNetV1,
     "ShuffleV2": ShuffleNetV2,

@@ -108,3 +108,13 @@ def test_a_zoo_network_takes_images_of_8_pixels_and_fewer(name: str, size: tuple
     model = find_network(name)[1](classes=10).eval()
     with torch.inference_mode():
         assert model(torch.zeros(2, 3, *size)).shape == (2, 10)
+
+
+def test_wide_residual_networks_of_any_size_have_the_published_number_of_weights(golden_path: Path) -> None:
+    counts = json.loads((golden_path / "models.json").read_text())["extra_param_counts_100_classes"]
+    assert len(counts) == 5
+    for described, expected in counts.items():
+        name = described.split(" ")[0].replace("-", "_")
+        with torch.device("meta"):
+            model = find_network(name)[1](classes=100)
+        assert sum(tensor.numel() for tensor in model.parameters()) == expected, name
