@@ -100,7 +100,12 @@ class Divergence(torch.autograd.Function):
         ratio, teacher_prob = log_student - log_teacher, log_teacher.exp()
         # p_s and p_t both sum to 1, so their difference adds nothing; in float32 it cancels the rounding of the
         # logarithms to first order, which for large temperatures (close distributions) is most of the error.
-        derivative = ratio.expm1().mul_(teacher_prob) if close else log_student.exp().sub_(teacher_prob)
+        if close:
+            # From the larger one: its share of the smaller is below 1, where the other way round may overflow.
+            size = ratio.abs().neg_().expm1_().neg_().mul_(torch.maximum(log_student, log_teacher).exp_())
+            derivative = size.copysign_(ratio)
+        else:
+            derivative = log_student.exp().sub_(teacher_prob)
         ctx.dim = dim
         ctx.save_for_backward(derivative)
         return ratio.mul_(teacher_prob).sub_(derivative).sum(dim=dim).neg_()

@@ -61,3 +61,17 @@ def test_near_ties_of_large_logits_are_told_apart() -> None:
     gradient = outcome(student, torch.tensor([[0.0, 0.0, 1e4]]), temperature=temperature, scale="max")[1]
     first = torch.sigmoid(torch.tensor(gap / temperature))
     torch.testing.assert_close(gradient, torch.stack([first, 1 - first, torch.tensor(-1.0)])[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e3, 1e5, 1e8])
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e9])
+def test_huge_logits_at_large_temperatures_stay_finite(size: float, temperature: float, dtype: torch.dtype) -> None:
+    student, teacher = pair(scale=size, dtype=dtype)
+    value, gradient = outcome(student, teacher, temperature=temperature)
+    soft = [(one.detach().double() / temperature).log_softmax(dim=1) for one in (student, teacher)]
+    probabilities = [one.exp() for one in soft]
+    expected = temperature * (probabilities[0] - probabilities[1]) / 6
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7 * temperature)
+    divergence = temperature**2 * (probabilities[1] * (soft[1] - soft[0])).sum(dim=1).mean()
+    torch.testing.assert_close(value.double(), divergence, rtol=1e-5, atol=1e-14 * temperature**2)
