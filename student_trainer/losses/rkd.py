@@ -19,6 +19,8 @@ from student_trainer.losses.hyper import Limit
 
 NUMBERS_AT_ONCE = 2**16
 """Largest tensor of the angle term, in numbers, or B^2 if that is more: half a MiB stays in a processor's own cache."""
+RELATIVE = 1e-7
+"""Distance from which two samples are one point in the angle term, beside that of the farthest sample to the mean."""
 
 
 class RKD(DistillLoss):
@@ -35,7 +37,8 @@ class RKD(DistillLoss):
     ``per_class`` fills batches with so many samples of each class drawn (`student_trainer.samplers`): 5 in the code of
     the authors and of Xu et al.; 0 draws from all rows alike, as RepDistiller does.
 
-    Samples at one point have no direction: there the authors' code gives gradients of 1e12, this one 0. Refused below 2
+    Samples at one point have no direction: there the authors' code gives gradients of 1e12, this one 0. One point is a
+    distance of up to 1e-6, and for angles up to 1e-7 of that of the farthest sample to the mean. Refused below 2
     samples (3 with angles), where the authors' is NaN or constant. No gradient of the gradient.
     """
 
@@ -159,7 +162,9 @@ class _Side:
         self.centred_BD = wide_BD - wide_BD.mean(dim=0)
         self.products_BB = self.centred_BD @ self.centred_BD.T
         distances_P = torch.pdist(wide_BD)
-        inverse_P = distances_P.reciprocal().masked_fill_(distances_P <= COINCIDENT, 0.0)
+        # Below that the differences of products hold no digit of the square of a distance.
+        least = (RELATIVE * self.products_BB.diagonal().amax().sqrt()).clamp(min=COINCIDENT)
+        inverse_P = distances_P.reciprocal().masked_fill_(distances_P <= least, 0.0)
         self.inverse_BB = as_matrix(inverse_P, count=len(points_BD))
 
     def cosines(self, part: slice) -> Tensor:
@@ -168,4 +173,7 @@ class _Side:
         square_A = self.products_BB.diagonal()[part]
         cosines_ABB = self.products_BB - own_AB[:, :, None]
         cosines_ABB.sub_((own_AB - square_A[:, None])[:, None, :])
-        return cosines_ABB.mul_(inverse_AB[:, :, None]).mul_(inverse_AB[:, None, :])
+        cosines_ABB.mul_(inverse_AB[:, :, None]).mul_(inverse_AB[:, None, :])
+        # Of a direction with itself, which close samples would leave few digits of.
+        cosines_ABB.diagonal(dim1=1, dim2=2).copy_(inverse_AB > 0)
+        return cosines_ABB

@@ -182,3 +182,36 @@ def test_angles_and_their_gradient_are_those_of_all_differences(origin: float, d
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-9)
     (gradient,), (expected_gradient,) = torch.autograd.grad(found, student), torch.autograd.grad(expected, exact)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("origin", [0.0, 100.0])
+@pytest.mark.parametrize(("spread", "gap"), [(1.0, 1e-12), (1.0, 5e-7), (100.0, 1e-6), (1e4, 2e-6), (1e4, 1e-4)])
+def test_samples_that_nearly_coincide_count_as_one_point(
+    spread: float, gap: float, origin: float, dtype: torch.dtype
+) -> None:
+    """Three of them, by an absolute distance or by one that is tiny beside the spread of all."""
+    student, teacher = spread * points(8, 4, seed=20) + origin, points(8, 5, seed=21)
+    student[1:3] = student[0]
+    same = student.clone().to(dtype).requires_grad_()
+    student[1, 0] += gap
+    student[2, 1] += gap
+    near = student.to(dtype).requires_grad_()
+    values = [value(side, teacher.to(dtype), distance=0, angle=1) for side in (near, same)]
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(one, side)[0] for one, side in zip(values, (near, same), strict=True)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6 / spread)
+
+
+@pytest.mark.parametrize(("spread", "gap"), [(1.0, 1e-5), (100.0, 1e-4), (1e4, 0.1)])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_close_pair_has_the_angles_of_its_own_direction(spread: float, gap: float, side: str) -> None:
+    sides = {"student": points(8, 4, seed=22), "teacher": points(8, 5, seed=23)}
+    sides[side] *= spread
+    sides[side][1] = sides[side][0]
+    sides[side][1, 0] += gap
+    student = sides["student"].requires_grad_()
+    found, expected = value(student, sides["teacher"], distance=0, angle=1), angles_written_out(*sides.values())
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+    gradients = [torch.autograd.grad(one, student)[0] for one in (found, expected)]
+    assert float((gradients[0] - gradients[1]).abs().max()) <= 1e-7 * float(gradients[1].abs().max())
