@@ -14,7 +14,9 @@ class Negatives(nn.Module):
     """Positions of rows, and how often each training row is a negative of each sample of a batch."""
 
     labels: Tensor
-    """Class of each row by number, 0.., int64 [N] as the next ones."""
+    """Class of each row by number, 0.., int64 [N] as the others."""
+    enough: Tensor
+    """bool [N]: whether its class leaves K rows."""
     sizes: Tensor
     """Rows of its class."""
     starts: Tensor
@@ -30,9 +32,11 @@ class Negatives(nn.Module):
         _, class_N, sizes = torch.unique(labels_N, return_inverse=True, return_counts=True)
         if len(sizes) < 2:
             raise InputError(f"negatives are rows of other classes, but all {len(rows_N)} rows have one; train on more")
-        self._distinct = bool(len(rows_N) - sizes.max() >= count)
+        enough = len(rows_N) - sizes >= count
+        self._all_distinct, self._any_distinct = bool(enough.all()), bool(enough.any())
         tables = {
             "labels": class_N,
+            "enough": enough[class_N],
             "sizes": sizes[class_N],
             "starts": (sizes.cumsum(dim=0) - sizes)[class_N],
             "ranks": class_N.argsort(stable=True).argsort(),
@@ -54,9 +58,17 @@ class Negatives(nn.Module):
         return self._positions_N[found_B].to(rows_B.device)
 
     def draw(self, positions_B: Tensor, *, seed: int) -> Tensor:
-        """K negatives of each sample as counts, float32 [B, N]: distinct ones if each class leaves K, else repeated."""
-        if self._distinct:
+        """K negatives of each sample as counts, float32 [B, N]: distinct ones if its class leaves K, else repeated."""
+        if self._all_distinct:
             return self._draw_distinct(positions_B, seed=seed)
+        repeated_BN = self._draw_repeated(positions_B, seed=seed)
+        if not self._any_distinct:
+            return repeated_BN
+        # Both for all, and no look at which are needed: that would wait for an accelerator.
+        distinct_BN = self._draw_distinct(positions_B, seed=seed)
+        return torch.where(self.enough[positions_B, None], distinct_BN, repeated_BN)
+
+    def _draw_repeated(self, positions_B: Tensor, *, seed: int) -> Tensor:
         sizes_B, rows = self.sizes[positions_B], len(self.ranks)
         draw = repeated_by_row if sizes_B.device.type == "cpu" else repeated_by_draw
         counts_BN = draw(sizes_B, rows=rows, count=self._count, seed=seed)

@@ -50,7 +50,17 @@ def test_negatives_are_as_many_as_asked_and_of_other_classes(count: int) -> None
 
 def test_negatives_are_distinct_where_every_class_leaves_enough_and_repeated_else() -> None:
     assert drawn(6, times=20).max() == 1  # the largest class has 6 of the 12 rows
-    assert drawn(7, times=20).max() > 1
+    assert drawn(7, times=20)[:, LABELS == 0].max() > 1
+
+
+def test_a_large_class_repeats_its_negatives_and_no_other_class_does() -> None:
+    counts = drawn(7, times=40)  # class 0 leaves 6 rows, classes 1 and 2 leave 9
+    repeats = counts.amax(dim=(0, 2)) > 1
+    assert repeats.tolist() == (LABELS == 0).tolist()
+    others = (LABELS[:, None] != LABELS) & (LABELS != 0)[:, None]
+    assert counts[:, others].unique().tolist() == [0, 1]
+    deviation = (7 / 9 * 2 / 9 / 40) ** 0.5
+    assert float((counts.mean(dim=0)[others] - 7 / 9).abs().max()) < 5 * deviation
 
 
 WAYS = (negatives.repeated_by_row, negatives.repeated_by_draw)
