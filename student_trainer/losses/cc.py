@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.crd import drawn_linear
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.geometry import unit
 from student_trainer.losses.hyper import Limit
+from student_trainer.losses.trained_pairs import drawn_layer
 
 
 class CC(DistillLoss):
@@ -86,8 +86,7 @@ class CC(DistillLoss):
         for side, width in zip(("student", "teacher"), widths, strict=True):
             if width is None:
                 raise InputError(f"cc needs to know the {side}'s feature width: give TrainingFacts({side}_width=...)")
-            linear = drawn_linear(width, self.width, generator=generator)
-            layers.append(nn.Sequential(OrderedDict(linear=linear)))
+            layers.append(embedding(width, self.width, generator=generator))
         self.embed_s, self.embed_t = layers
 
     def value(self, batch: DistillBatch) -> Tensor:
@@ -121,8 +120,7 @@ class CC(DistillLoss):
                 f"cc: {self.on} of {student_BD.shape[1]} and {teacher_BD.shape[1]} numbers cannot be subtracted;"
                 " give width=128, or another form"
             )
-        error_BD = (student_BD - teacher_BD).abs()
-        return (error_BD[:-1] * error_BD[1:]).sum(dim=1).mean()
+        return errors_of_neighbours(student_BD, teacher_BD)
 
     def _kernel(self, points_BD: Tensor) -> Tensor:
         """Correlation of all pairs, [B, B]."""
@@ -135,3 +133,14 @@ class CC(DistillLoss):
         for power in range(self.order, 0, -1):
             kernel_BB = 1 + 2 * self.gamma / power * products_BB * kernel_BB
         return math.exp(-2 * self.gamma) * kernel_BB
+
+
+def embedding(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Sequential:
+    """One linear layer, under the authors' name for it."""
+    return nn.Sequential(OrderedDict(linear=drawn_layer(nn.Linear, width_in, width_out, generator=generator)))
+
+
+def errors_of_neighbours(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """``|e_i| . |e_(i+1)|``, mean over i < B, with e the differences of both sides: a scalar, of two samples at least."""
+    error_BD = (student_BD - teacher_BD).abs()
+    return (error_BD[:-1] * error_BD[1:]).sum(dim=1).mean()

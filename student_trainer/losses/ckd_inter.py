@@ -5,7 +5,6 @@ Shape key: B batch, D feature width, C channels, H height, W width, P comparison
 
 import math
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import ClassVar, Literal, cast
 
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, features_of, maps_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.cc import embedding, errors_of_neighbours
 from student_trainer.losses.comparisons import Groups
 from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.facts import MapShape, TrainingFacts
 from student_trainer.losses.fitnets import Regressor
 from student_trainer.losses.hyper import Limit, MapChoice
-from student_trainer.losses.trained_pairs import drawn_layer
 from student_trainer.losses.vid import VID
 
 ON: Mapping[str, tuple[str, ...]] = {"maps": ("student_maps", "teacher_maps"), "features": OUTPUTS["features"]}
@@ -185,11 +184,9 @@ class CorrelationHead(nn.Module):
     def __init__(self, student: MapShape, teacher: MapShape, *, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.embed_s, self.embed_t = (
-            nn.Sequential(OrderedDict(linear=drawn_layer(nn.Linear, math.prod(shape), width, generator=generator)))
-            for shape in (student, teacher)
+            embedding(math.prod(shape), width, generator=generator) for shape in (student, teacher)
         )
 
     def forward(self, student_PCHW: Tensor, teacher_PCHW: Tensor) -> Tensor:
         """Scalar; of two comparisons at least."""
-        error_PD: Tensor = (self.embed_s(student_PCHW.flatten(1)) - self.embed_t(teacher_PCHW.flatten(1))).abs()
-        return (error_PD[:-1] * error_PD[1:]).sum(dim=1).mean()
+        return errors_of_neighbours(self.embed_s(student_PCHW.flatten(1)), self.embed_t(teacher_PCHW.flatten(1)))

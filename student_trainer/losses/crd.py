@@ -18,6 +18,7 @@ from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit
 from student_trainer.losses.negatives import Negatives, occurrences
+from student_trainer.losses.trained_pairs import drawn_layer
 
 EPS = 1e-7
 """The authors' guard beside K/N."""
@@ -85,7 +86,7 @@ class CRD(Drawing, DistillLoss):
         generator = torch.Generator().manual_seed(self.next_seed())
         self.negatives = Negatives(rows_N=facts.rows, labels_N=facts.labels, count=self.count)
         self.embed_student, self.embed_teacher = (
-            drawn_linear(cast(int, width), self.width, generator=generator) for width in widths
+            drawn_layer(nn.Linear, cast(int, width), self.width, generator=generator) for width in widths
         )
         bound = math.sqrt(3 / self.width)
         for name in ("memory_student", "memory_teacher"):
@@ -158,12 +159,3 @@ class CRD(Drawing, DistillLoss):
         """Move the batch's rows of the memory towards its embeddings, at length 1."""
         moved_BD = self.momentum * memory_ND[positions_B] + (1 - self.momentum) * embedded_BD
         memory_ND[positions_B] = functional.normalize(moved_BD, dim=1)
-
-
-def drawn_linear(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Linear:
-    """A linear layer initialised as torch does, but from ``generator``."""
-    layer = nn.Linear(width_in, width_out, device="meta").to_empty(device="cpu")
-    bound = 1 / math.sqrt(width_in)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return layer
