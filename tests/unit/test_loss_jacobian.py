@@ -131,6 +131,25 @@ def test_inputs_that_change_nothing_give_finite_values_and_gradients(zero: str, 
         assert name == "3.bias" or bool(given(parameter.grad).isfinite().all())
 
 
+@pytest.mark.parametrize(("length", "has_direction"), [(1e-7, True), (2e-8, True), (5e-9, False), (1e-12, False)])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_gradient_too_short_to_have_a_direction_is_none(side: str, length: float, has_direction: bool) -> None:
+    """Half precision, in which a cache may hold the teacher's, ends at 6e-8: what is shorter is rounding."""
+    student, weight_CN = linear_student()
+    with torch.no_grad():
+        weight_CN.mul_((length if side == "student" else 1.0) / weight_CN.norm(dim=1, keepdim=True))
+    batch = batch_of(student, images=images_of())
+    teacher = given(batch.teacher_input_grad)
+    teacher = teacher / teacher.flatten(1).norm(dim=1).view(BATCH, 1, 1, 1)
+    batch = replace(batch, teacher_input_grad=teacher * (length if side == "teacher" else 1.0))
+    value = build_loss("jacobian")(batch)
+    rows_BN = weight_CN.detach()[given(batch.teacher_logits).argmax(dim=1)]
+    cosines = nn.functional.cosine_similarity(rows_BN / rows_BN.norm(dim=1, keepdim=True), teacher.flatten(1), dim=1)
+    torch.testing.assert_close(value, (2 - 2 * cosines).mean() if has_direction else torch.ones_like(value))
+    (gradient,) = torch.autograd.grad(value, weight_CN)
+    assert bool(gradient.any()) == (has_direction or side == "teacher")
+
+
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_steep_and_flat_students_give_finite_values_and_gradients(factor: float) -> None:
     student = smooth_student().float()
