@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from shared.errors import InputError
@@ -104,7 +105,7 @@ class Limit:
 
 
 def _read_number(value: object, *, endless: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, Real | str):
         raise ValueError
     number = float(value)
     if math.isnan(number) or (math.isinf(number) and not (endless and number > 0)):
