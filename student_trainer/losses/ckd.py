@@ -16,6 +16,7 @@ from student_trainer.losses.comparisons import Groups, Targets, squared_errors
 from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit
+from student_trainer.losses.kl import TEMPERATURES
 from student_trainer.losses.trained_pairs import drawn_layer
 
 COMPARED: Mapping[str, tuple[str, ...]] = {
@@ -59,7 +60,7 @@ class CKD(Drawing, DistillLoss):
         "w_cls": Limit(kind=float, low=0.0),
         "w_rel": Limit(kind=float, low=0.0),
         "w_kd": Limit(kind=float, low=0.0),
-        "kd_temperature": Limit(kind=float, low=0.0, above=True),
+        "kd_temperature": TEMPERATURES,
         "offset": Limit(kind=str, choices=("none", "calibrate")),
         "on": Limit(kind=str, choices=tuple(COMPARED)),
         "form": Limit(kind=str, choices=("mse", "kl")),

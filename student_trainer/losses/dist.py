@@ -14,7 +14,7 @@ from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import divergence, softened
+from student_trainer.losses.kl import TEMPERATURES, WARM, divergence, softened
 
 
 class DIST(DistillLoss):
@@ -37,7 +37,7 @@ class DIST(DistillLoss):
     limits: ClassVar[Mapping[str, Limit]] = {
         "beta": Limit(kind=float, low=0.0),
         "gamma": Limit(kind=float, low=0.0),
-        "temperature": Limit(kind=float, low=1e-6, high=1e6),
+        "temperature": TEMPERATURES,
         "tau2": Limit(kind=bool),
         "eps": Limit(kind=float, low=0.0, above=True),
         "relation": Limit(kind=str, choices=("pearson", "kl")),
@@ -77,7 +77,9 @@ class DIST(DistillLoss):
 
 
 def probabilities(logits_BC: Tensor, *, temperature: float) -> Tensor:
-    """``softmax(z/T)``."""
+    """``softmax(z/T)``, in float64 for large T as `softened`."""
+    if temperature >= WARM:
+        logits_BC = logits_BC.double()
     # The default temperature is 1: two passes over [B, C] less.
     return (logits_BC if temperature == 1 else logits_BC / temperature).softmax(dim=1)
 

@@ -22,6 +22,9 @@ WARM = 1e3
 COLDEST = 1e-30
 """Below this temperature float32 has no ``s/T``; the softened outputs are one-hot long before."""
 
+TEMPERATURES = Limit(kind=float, low=1e-6, high=1e6)
+"""Of other losses that soften outputs as `softened` does: ``T^2`` and ``s/T`` are far from the ends of float32."""
+
 
 class KL(DistillLoss):
     """Hinton et al. 2015: ``T^2 * KL(softmax(t/T) || softmax(s/T))``, sum over classes, mean over the batch.

@@ -15,7 +15,7 @@ from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.hyper import Limit
-from student_trainer.losses.kl import softened_kl_per_sample
+from student_trainer.losses.kl import TEMPERATURES, softened_kl_per_sample
 
 
 class MixedAnswers(Drawing, DistillLoss):
@@ -31,7 +31,7 @@ class MixedAnswers(Drawing, DistillLoss):
     limits: ClassVar[Mapping[str, Limit]] = {
         "alpha": Limit(kind=float, low=0.0, above=True),
         "target": Limit(kind=str, choices=("ce", "kl")),
-        "temperature": Limit(kind=float, low=0.0, above=True),
+        "temperature": TEMPERATURES,
     }
 
     def __init__(self, *, alpha: float = 1.0, target: Literal["ce", "kl"] = "ce", temperature: float = 4.0) -> None:

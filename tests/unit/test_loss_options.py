@@ -1,10 +1,13 @@
-"""Options of losses: NumPy's numbers are numbers."""
+"""Options of losses: NumPy's numbers are numbers, and temperatures end where sums do."""
+
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shared.errors import InputError
-from student_trainer.losses import build_loss
+from student_trainer.losses import DistillBatch, build_loss
 
 @pytest.mark.parametrize("given", [np.float32(2), np.float64(2), np.int64(2), np.uint8(2)])
 def test_numbers_of_numpy_are_numbers(given: object) -> None:
@@ -17,3 +20,42 @@ def test_numbers_of_numpy_are_numbers(given: object) -> None:
 def test_what_is_no_whole_number_is_none_in_numpy_either(given: object) -> None:
     with pytest.raises(InputError, match=r"pos=.* is not valid"):
         build_loss("ckd", pos=given)
+
+
+SOFTENED: list[tuple[str, str, dict[str, Any]]] = [
+    ("ckd", "kd_temperature", {"w_kd": 1.0, "w_cls": 0.0, "w_rel": 0.0}),
+    ("ckd", "kd_temperature", {"form": "kl"}),
+    ("mixup", "temperature", {"target": "kl"}),
+    ("cutmix", "temperature", {"target": "kl"}),
+    ("dist", "temperature", {"relation": "kl"}),
+    ("dist", "temperature", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "hyper"), SOFTENED)
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e12, 1e20, 1e200])
+def test_a_temperature_that_cannot_be_computed_is_refused(
+    name: str, option: str, hyper: dict[str, Any], temperature: float
+) -> None:
+    with pytest.raises(InputError, match=rf"{option}=1.* is not valid; .*{option} \(float >= 1e-06, <= 1e\+06"):
+        build_loss(name, **hyper, **{option: temperature})
+
+
+@pytest.mark.parametrize(("name", "option", "hyper"), SOFTENED)
+@pytest.mark.parametrize("temperature", [1e-6, 1e3, 1e6])
+def test_the_outermost_temperatures_keep_their_digits_in_float32(
+    name: str, option: str, hyper: dict[str, Any], temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(8, 10, generator=generator) for _ in range(2))
+    mix = (torch.arange(8).flip(0), torch.full((8,), 0.3))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = student.to(dtype).requires_grad_()
+        batch = DistillBatch(student_logits=leaf, teacher_logits=teacher, labels=torch.arange(8), mix=mix)
+        value = build_loss(name, **hyper, **{option: temperature})(batch)
+        found.append((value.detach().double(), torch.autograd.grad(value, leaf)[0].double()))
+    (value, gradient), (exact, exact_gradient) = found
+    torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-10)
+    assert float((gradient - exact_gradient).norm()) <= 1e-3 * float(exact_gradient.norm()) + 1e-12
+    assert bool(exact.isfinite())
