@@ -108,6 +108,12 @@ class DistillLoss(nn.Module):
         known = (f"{name} ({limit}; default {cls.defaults()[name]})" for name, limit in cls.limits.items())
         return "it has " + ", ".join(known)
 
+    def refuse_unused(self, hyper: Mapping[str, Any], *names: str, where: str, remedy: str) -> None:
+        """InputError where one of ``names`` is not at its default: ``where`` tells why none of them does anything."""
+        for name in names:
+            if name in self.limits and hyper[name] != self.defaults()[name]:
+                raise InputError(f"{self.name}: {name} has no effect with {where}; leave it out, or use {remedy}")
+
     def forward(self, batch: DistillBatch, **options: Any) -> Tensor:
         """The loss of a batch, a scalar in float32 or better; InputError where the batch lacks what the loss needs."""
         for name in self.needs:

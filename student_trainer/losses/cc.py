@@ -71,6 +71,8 @@ class CC(DistillLoss):
         self.order: int = hyper["order"]
         self.normalise: bool = hyper["normalise"]
         self.squared: bool = hyper["squared"]
+        unused = {"consecutive": ("gamma", "order", "normalise", "squared"), "bilinear": ("gamma", "order")}
+        self.refuse_unused(hyper, *unused.get(self.form, ()), where=f"form={self.form}", remedy="form=gaussian")
         self.needs = OUTPUTS[self.on]
         self.min_rows = 2 if self.form == "consecutive" else 1
         self.embed_s: nn.Sequential | None = None
@@ -141,6 +143,6 @@ def embedding(width_in: int, width_out: int, *, generator: torch.Generator) -> n
 
 
 def errors_of_neighbours(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """``|e_i| . |e_(i+1)|``, mean over i < B, with e the differences of both sides: a scalar, of two samples at least."""
+    """``|e_i| . |e_(i+1)|``, mean over i < B, with e the differences of both sides; scalar, of two samples at least."""
     error_BD = (student_BD - teacher_BD).abs()
     return (error_BD[:-1] * error_BD[1:]).sum(dim=1).mean()

@@ -6,7 +6,6 @@ from typing import ClassVar, Literal, cast
 from torch import Tensor
 from torch.nn import functional
 
-from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, widen
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.hyper import Limit
@@ -32,8 +31,8 @@ class CrossEntropy(DistillLoss):
         hyper = self.read_hyper({"label_smoothing": label_smoothing, "smoothing": smoothing})
         self.label_smoothing: float = hyper["label_smoothing"]
         self.smoothing: str = hyper["smoothing"]
-        if self.smoothing == "others" and self.label_smoothing == 0:
-            raise InputError("ce: smoothing has no effect with label_smoothing=0; set label_smoothing above 0")
+        if self.label_smoothing == 0:
+            self.refuse_unused(hyper, "smoothing", where="label_smoothing=0", remedy="label_smoothing above 0")
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""

@@ -4,7 +4,7 @@ Shape key: B batch, C classes, D feature width, F either of both, P comparisons,
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ class CKD(Drawing, DistillLoss):
         self.form: str = hyper["form"]
         self.regressor: nn.Linear | None = None
         self._check_together(offset=offset)
+        self._check_unused(hyper)
         self.min_rows = self.groups.size
         self.finishes = offset == "calibrate"
         uses = {OUTPUTS["logits"]: self.w_rel + self.w_kd > 0, ("labels",): self.w_cls > 0}
@@ -111,6 +112,14 @@ class CKD(Drawing, DistillLoss):
             raise InputError("ckd: combine=add leaves no offset free; leave out offset=calibrate")
         if (self.w_kd > 0 or self.form == "kl") and self.pairs == "all" and self.groups.size > 2:
             raise InputError("ckd: w_kd and form=kl have no closed form; use pairs=sampled, or pos=1 and neg=1")
+
+    def _check_unused(self, hyper: Mapping[str, Any]) -> None:
+        if hyper["w_rel"] == 0:
+            self.refuse_unused(hyper, "on", where="w_rel=0", remedy="w_rel above 0")
+        if hyper["w_cls"] == hyper["w_rel"] == 0:
+            self.refuse_unused(hyper, "form", where="w_cls=0 and w_rel=0", remedy="one of them above 0")
+        if self.w_kd == 0 and self.form != "kl":
+            self.refuse_unused(hyper, "kd_temperature", where="w_kd=0", remedy="w_kd above 0 or form=kl")
 
     def start(self, facts: TrainingFacts) -> None:
         """Draw from the seed; make the map of the student's features where the teacher's have another width."""

@@ -49,9 +49,8 @@ class ComparedFeatures(Drawing, DistillLoss):
         self.hyper = self.read_hyper({name: value for name, value in given.items() if name in self.limits})
         self.groups = Groups(pos=self.hyper["pos"], neg=self.hyper["neg"])
         self.maps, self.teacher_maps = self.hyper.get("maps", maps), self.hyper.get("teacher_maps", teacher_maps)
-        chosen = {name for name in ("maps", "teacher_maps") if self.hyper.get(name) != self.defaults().get(name)}
-        if on == "features" and chosen:
-            raise InputError(f"{self.name}: {min(chosen)} has no effect with on=features; leave it out, or use on=maps")
+        if on == "features":
+            self.refuse_unused(self.hyper, "maps", "teacher_maps", where="on=features", remedy="on=maps")
         self.needs = ON[on]
         self.min_rows = self.groups.size
         self.heads = nn.ModuleList()

@@ -64,8 +64,8 @@ class DIST(DistillLoss):
         self.relation: str = hyper["relation"]
         if self.beta == 0 and self.gamma == 0:
             raise InputError("dist: beta and gamma are 0; at least one must be above 0")
-        if self.relation == "kl" and self.eps != self.defaults()["eps"]:
-            raise InputError("dist: eps has no effect with relation=kl; leave it out, or use relation=pearson")
+        if self.relation == "kl":
+            self.refuse_unused(hyper, "eps", where="relation=kl", remedy="relation=pearson")
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""

@@ -27,7 +27,7 @@ class FitNets(TrainedPairs):
     RepDistiller's. The paper minimises half the squared norm, without batch norm, in a first stage of its own.
 
     ``on="features"`` compares penultimate features, as they are where both are equally wide (RepDistiller's HintLoss),
-    else behind a linear layer; ``maps`` and ``use_relu`` then say nothing.
+    else behind a linear layer; ``maps`` and ``use_relu`` are refused then.
     """
 
     name = "fitnets"
@@ -53,7 +53,9 @@ class FitNets(TrainedPairs):
         self.maps, self.teacher_maps = hyper["maps"], hyper["teacher_maps"]
         self.on: str = hyper["on"]
         self.use_relu: bool = hyper["use_relu"]
-        self.needs = OUTPUTS["features"] if self.on == "features" else self.needs
+        if self.on == "features":
+            self.refuse_unused(hyper, "maps", "teacher_maps", "use_relu", where="on=features", remedy="on=maps")
+            self.needs = OUTPUTS["features"]
 
     def start(self, facts: TrainingFacts) -> None:
         """Regressors drawn from the seed; InputError where sizes do not fit or are not known."""

@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from shared.errors import InputError
 from student_trainer.losses.base import DistillLoss, logits_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
@@ -40,8 +39,8 @@ class MixedAnswers(Drawing, DistillLoss):
         self.alpha: float = hyper["alpha"]
         self.target: str = hyper["target"]
         self.temperature: float = hyper["temperature"]
-        if self.target == "ce" and self.temperature != self.defaults()["temperature"]:
-            raise InputError(f"{self.name}: temperature has no effect with target=ce; leave it out, or use target=kl")
+        if self.target == "ce":
+            self.refuse_unused(hyper, "temperature", where="target=ce", remedy="target=kl")
 
     def drawn(self) -> tuple[np.random.Generator, float]:
         """(what the rest of this mix is drawn from, a share from Beta(alpha, alpha))."""

@@ -76,6 +76,8 @@ class RKD(DistillLoss):
         self.samples_per_class = hyper["per_class"] or None
         if self.distance + self.angle == 0:
             raise InputError("rkd: distance and angle are both 0; at least one must be above 0")
+        if self.distance == 0:
+            self.refuse_unused(hyper, "squared", where="distance=0", remedy="distance above 0")
         self.needs = OUTPUTS[self.on]
         self.min_rows = 3 if self.angle > 0 else 2
 

@@ -45,6 +45,8 @@ class SP(DistillLoss):
         self.maps = hyper["maps"]
         self.teacher_maps = hyper["teacher_maps"]
         self.needs = NEEDS[self.on]
+        if self.on != "maps":
+            self.refuse_unused(hyper, "maps", "teacher_maps", where=f"on={self.on}", remedy="on=maps")
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""

@@ -287,6 +287,7 @@ def is_built(name: str, hyper: Hyper) -> bool:
 
 
 EXTRA: list[tuple[str, Hyper]] = [
+    ("cc", {"form": "bilinear", "normalise": False, "squared": False}),
     ("ckd", {"w_kd": 1.0}),
     ("ckd", {"pairs": "sampled", "pos": 2}),
     ("crd", {"on": "logits", "negatives": 5}),

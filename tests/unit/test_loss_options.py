@@ -1,4 +1,4 @@
-"""Options of losses: NumPy's numbers are numbers, and temperatures end where sums do."""
+"""Options of losses: none that does nothing is accepted, NumPy's numbers are, and temperatures end where sums do."""
 
 from typing import Any
 
@@ -8,6 +8,48 @@ import torch
 
 from shared.errors import InputError
 from student_trainer.losses import DistillBatch, build_loss
+
+UNUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("cc", {"gamma": 1.0}, "gamma", "form=consecutive"),
+    ("cc", {"order": 3}, "order", "form=consecutive"),
+    ("cc", {"squared": False}, "squared", "form=consecutive"),
+    ("cc", {"normalise": False}, "normalise", "form=consecutive"),
+    ("cc", {"form": "bilinear", "order": 5}, "order", "form=bilinear"),
+    ("cc", {"form": "bilinear", "gamma": 5}, "gamma", "form=bilinear"),
+    ("sp", {"on": "features", "maps": "1-"}, "maps", "on=features"),
+    ("sp", {"on": "logits", "teacher_maps": "1"}, "teacher_maps", "on=logits"),
+    ("ckd", {"kd_temperature": 2}, "kd_temperature", "w_kd=0"),
+    ("ckd", {"on": "features", "w_rel": 0}, "on", "w_rel=0"),
+    ("ckd", {"on": "both", "w_cls": 0, "w_rel": 0, "w_kd": 1}, "on", "w_rel=0"),
+    ("ckd", {"form": "kl", "w_cls": 0, "w_rel": 0, "w_kd": 1}, "form", "w_cls=0 and w_rel=0"),
+    ("rkd", {"distance": 0, "squared": True}, "squared", "distance=0"),
+    ("dist", {"relation": "kl", "eps": 1e-6}, "eps", "relation=kl"),
+    ("cutmix", {"temperature": 2}, "temperature", "target=ce"),
+    ("ce", {"smoothing": "others"}, "smoothing", "label_smoothing=0"),
+    ("fitnets", {"on": "features", "maps": "1"}, "maps", "on=features"),
+    ("fitnets", {"on": "features", "use_relu": False}, "use_relu", "on=features"),
+    ("ckd_hint", {"on": "features", "teacher_maps": "1"}, "teacher_maps", "on=features"),
+]
+USED: list[tuple[str, dict[str, Any]]] = [
+    ("cc", {"form": "gaussian", "gamma": 1.0, "order": 3, "normalise": False, "squared": False}),
+    ("cc", {"form": "bilinear", "normalise": False, "squared": False}),
+    ("sp", {"maps": "1-", "teacher_maps": "1"}),
+    ("ckd", {"kd_temperature": 2, "w_kd": 1, "w_rel": 0}),
+    ("ckd", {"kd_temperature": 2, "form": "kl", "w_rel": 0, "on": "logits"}),
+    ("rkd", {"angle": 0, "squared": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper", "unused", "where"), UNUSED)
+def test_an_option_that_does_nothing_is_refused(name: str, hyper: dict[str, Any], unused: str, where: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: {unused} has no effect with {where}; leave it out, or use "):
+        build_loss(name, **hyper)
+
+
+@pytest.mark.parametrize(("name", "hyper"), USED)
+def test_an_option_that_does_something_is_accepted(name: str, hyper: dict[str, Any]) -> None:
+    assert build_loss(name, **hyper).settings | hyper == build_loss(name, **hyper).settings
+
 
 @pytest.mark.parametrize("given", [np.float32(2), np.float64(2), np.int64(2), np.uint8(2)])
 def test_numbers_of_numpy_are_numbers(given: object) -> None:
