@@ -117,7 +117,7 @@ class DistillLoss(nn.Module):
     def forward(self, batch: DistillBatch, **options: Any) -> Tensor:
         """The loss of a batch, a scalar in float32 or better; InputError where the batch lacks what the loss needs."""
         for name in self.needs:
-            given = getattr(batch, name)
+            given = self._labels(batch) if name == "labels" else getattr(batch, name)
             if given is None or (isinstance(given, tuple) and not given):
                 remedy = f"; {REMEDIES[name]}" if name in REMEDIES else ""
                 raise InputError(f"loss {self.name} needs {name}, which this batch does not have{remedy}")
@@ -129,6 +129,19 @@ class DistillLoss(nn.Module):
         # Under a user's autocast, matrix products would fall to half precision.
         with torch.autocast(batch.student_logits.device.type, enabled=False):
             return self.value(batch, **options)
+
+    def _labels(self, batch: DistillBatch) -> Tensor | None:
+        """Labels, or the distributions in their place; InputError for rows without a label, as uploads may be."""
+        labels_B = batch.labels
+        if batch.soft_labels is not None or labels_B is None:
+            return batch.soft_labels
+        # Elsewhere than on the CPU a look at the values would make every step wait for the device.
+        if labels_B.device.type == "cpu" and (labels_B < 0).any():
+            raise InputError(
+                f"loss {self.name} needs labels, and {int((labels_B < 0).sum())} of {len(labels_B)} samples have none"
+                " (-1): leave those rows out, or choose a loss that needs none"
+            )
+        return labels_B
 
     @property
     def mixes(self) -> bool:
