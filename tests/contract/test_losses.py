@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extreme_cases import KINDS, extreme
 from live_memory import relative_memory
 from loss_cases import LARGE_BATCH, Case, Hyper, Recipe, Sizes, case_of, fitting, large, ready, variants
 from torch import Tensor
@@ -21,8 +22,6 @@ from student_trainer.losses.base import DistillLoss
 
 VARIANTS = variants()
 HALVES = (torch.float16, torch.bfloat16)
-LARGEST = 1e4
-"""What losses must bear, of either side."""
 LEAN: dict[str, Hyper] = {"rkd": {"angle": 0.0}}
 """Without what takes more by its definition: the angles of all triples."""
 REMEMBERS = {"crd"}
@@ -38,49 +37,6 @@ def named(variant: tuple[str, Hyper]) -> str:
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=named)
 every_loss = pytest.mark.parametrize("name", list(LOSSES))
-
-
-def extreme(kind: str) -> Recipe:
-    """Both sides huge, constant over a sample, the same for all samples, zero, or the same as each other."""
-    return {
-        "huge": Recipe(student=lambda shape, g: (LARGEST * torch.randn(shape, generator=g)).clamp(-LARGEST, LARGEST)),
-        "largest": Recipe(student=lambda shape, g: LARGEST * torch.randn(shape, generator=g).sign()),
-        "constant": Recipe(
-            student=lambda shape, g: torch.randn(shape[0], generator=g).view(per_row(shape)).expand(shape)
-        ),
-        "constant student": Recipe(
-            student=lambda shape, g: torch.full(shape, 2.0), teacher=lambda shape, g: torch.randn(shape, generator=g)
-        ),
-        "identical": Recipe(student=lambda shape, g: torch.randn(shape[1:], generator=g).expand(shape)),
-        "identical student": Recipe(
-            student=lambda shape, g: torch.randn(shape[1:], generator=g).expand(shape),
-            teacher=lambda shape, g: torch.randn(shape, generator=g),
-        ),
-        "zeros": Recipe(student=lambda shape, g: torch.zeros(shape)),
-        "zero student": Recipe(
-            student=lambda shape, g: torch.zeros(shape), teacher=lambda shape, g: torch.randn(shape, generator=g)
-        ),
-        "same": Recipe(same=True),
-        "huge same": Recipe(student=lambda shape, g: LARGEST * torch.randn(shape, generator=g), same=True),
-    }[kind]
-
-
-def per_row(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], *(1 for _ in shape[1:]))
-
-
-KINDS = (
-    "huge",
-    "largest",
-    "constant",
-    "constant student",
-    "identical",
-    "identical student",
-    "zeros",
-    "zero student",
-    "same",
-    "huge same",
-)
 
 
 def gradients(value: Tensor, case: Case, loss: DistillLoss) -> dict[str, Tensor]:
