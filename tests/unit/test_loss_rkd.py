@@ -203,6 +203,19 @@ def test_samples_that_nearly_coincide_count_as_one_point(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6 / spread)
 
 
+@pytest.mark.parametrize("gap", [1e-12, 5e-7, 9e-7])
+def test_distances_below_the_least_one_pull_nothing(gap: float) -> None:
+    student, teacher = points(6, 4, seed=24), points(6, 5, seed=25)
+    student[1] = student[0]
+    gradients = []
+    for apart in (0.0, gap):
+        near = student.clone()
+        near[1, 0] += apart
+        (gradient,) = torch.autograd.grad(value(near.requires_grad_(), teacher, angle=0), near)
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("spread", "gap"), [(1.0, 1e-5), (100.0, 1e-4), (1e4, 0.1)])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_a_close_pair_has_the_angles_of_its_own_direction(spread: float, gap: float, side: str) -> None:
