@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS, PREACTS
+from shared.outputs import ATTENTION, CONSTANTS, INPUT_GRAD, MAPS, PREACTS, map_number
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
@@ -60,7 +60,7 @@ class DistillLoss(nn.Module):
     maps: str = "last"
     """Which feature maps of the student it compares, a `MapChoice`: a hyper-parameter of losses that need any."""
     teacher_maps: str = "same"
-    """Which of the teacher's, a `MapChoice`: a hyper-parameter of the same losses."""
+    """Which of the teacher's, a `MapChoice`: a hyper-parameter of the same losses. ``same``: the student's numbers."""
     before_activation: bool = False
     """Whether its maps are those before their last activation."""
     min_rows: int = 1
@@ -165,7 +165,8 @@ class DistillLoss(nn.Module):
                 found[need] = OUTPUTS_OF_FIELDS[need]
             elif need in NUMBERED_FIELDS:
                 own = MapChoice(self.maps).numbers(student_maps)
-                numbers = MapChoice(self.teacher_maps).of_teacher(own)
+                choice = MapChoice(self.teacher_maps)
+                numbers = choice.of_teacher(own, beside=self.maps, highest=highest_map(offered))
                 before = self.before_activation and need == "teacher_maps"
                 prefix = PREACTS if before else NUMBERED_FIELDS[need]
                 found[need] = tuple(f"{prefix}{number}" for number in numbers)
@@ -202,6 +203,11 @@ class DistillLoss(nn.Module):
 
         ``batch`` holds all answered training rows with the trained student's logits in evaluation mode.
         """
+
+
+def highest_map(offered: Iterable[str]) -> int | None:
+    """The highest number of a map, before its activation or as attention too, among a teacher's outputs."""
+    return max((number for name in offered if (number := map_number(name)) is not None), default=None)
 
 
 def maps_of(batch: DistillBatch) -> list[tuple[Tensor, Tensor]]:

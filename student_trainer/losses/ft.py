@@ -46,6 +46,8 @@ class FT(DistillLoss):
     The paraphraser is trained on the teacher's maps alone, before the student: ``init_epochs`` epochs of SGD with
     ``init_lr``, mean squared error; 30 and 0.01 are RepDistiller's (0.05 there for networks other than ResNets), whose
     paraphraser has no batch norm. It then stays as it is.
+
+    Where the teacher has another number of maps than the student, ``teacher_maps="last"`` compares the last of both.
     """
 
     name = "ft"

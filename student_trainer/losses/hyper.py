@@ -14,7 +14,10 @@ class MapChoice:
     """Which feature maps of a network are compared, by number: f0 is the first (the stem), as in RepDistiller."""
 
     text: str
-    """``last``; numbers such as ``2`` or ``1,3``; ``1-``: all from that one on; ``same``: as the student's."""
+    """``last``; numbers such as ``2`` or ``1,3``; ``1-``: all from that one on. ``same``: the numbers of the student's.
+
+    ``last`` of a teacher is the highest number that its cache keeps, or that it has itself where it runs online.
+    """
 
     @staticmethod
     def read(value: object) -> "MapChoice":
@@ -28,13 +31,25 @@ class MapChoice:
     def __str__(self) -> str:
         return self.text
 
-    def of_teacher(self, student: tuple[int, ...]) -> tuple[int, ...]:
-        """The teacher's, beside the student's numbers; InputError where they are not as many or not listed."""
+    def of_teacher(self, student: tuple[int, ...], *, beside: str, highest: int | None) -> tuple[int, ...]:
+        """The teacher's, beside the student's numbers, which the text ``beside`` chose.
+
+        ``highest`` is the highest number that the teacher is known to have, None where none is known. InputError where
+        they are not as many or not listed, and for ``same`` beside a ``last`` that is not the teacher's last.
+        """
         if self.text == "same":
+            if beside == "last" and highest is not None and highest > student[0]:
+                raise InputError(
+                    f"maps=last is map {student[0]} of the student, and the teacher has a map {highest}: give"
+                    f" teacher_maps=last to compare the last of both, or maps={student[0]} to compare by number"
+                )
             return student
-        if not self.text[0].isdigit() or self.text.endswith("-"):
+        if self.text.endswith("-"):
             raise InputError(f"teacher_maps={self.text}: name the teacher's maps one by one, such as 1,2,3")
-        numbers = tuple(int(part) for part in self.text.split(","))
+        if self.text == "last":
+            numbers: tuple[int, ...] = student[-1:] if highest is None else (highest,)
+        else:
+            numbers = tuple(int(part) for part in self.text.split(","))
         if len(numbers) != len(student):
             raise InputError(
                 f"teacher_maps={self.text} are {len(numbers)} maps, and the student's are {len(student)}"

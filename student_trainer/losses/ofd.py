@@ -61,7 +61,7 @@ class OFD(DistillLoss):
         self.divisor: float = hyper["divisor"]
         self.partial = {"authors": partial, "mdistiller": partial_of_mdistiller}[hyper["form"]]
         self.maps, self.teacher_maps = hyper["maps"], hyper["teacher_maps"]
-        if self.maps == "last" and self.teacher_maps == "same":
+        if self.teacher_maps == "last" or (self.maps, self.teacher_maps) == ("last", "same"):
             raise InputError("ofd takes margins by the maps' numbers: choose maps by number, such as 3 or 1-, not last")
         self.Connectors = nn.ModuleList()
         self._shapes: Sequence[ShapePair] | None = None
@@ -112,7 +112,7 @@ class OFD(DistillLoss):
             own = tuple(range(first, first + count))
         else:
             own = MapChoice(self.maps).numbers(10**9)
-        numbers = MapChoice(self.teacher_maps).of_teacher(own)
+        numbers = MapChoice(self.teacher_maps).of_teacher(own, beside=self.maps, highest=None)
         if len(numbers) != count:
             raise InputError(f"ofd: {count} maps are announced, and maps={self.maps} are {len(numbers)}")
         return numbers

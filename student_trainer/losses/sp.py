@@ -24,6 +24,8 @@ class SP(DistillLoss):
     is the default; with several ``maps`` the losses add up. ``on="features"`` or ``"logits"`` compares those. Channels,
     sizes and widths of both sides may differ. torchdistill divides rows by their sum of absolute values instead, which
     is not done here. A sample that is zero gets no gradient through its own row, where the authors' is 1e11.
+
+    Where the teacher has another number of maps than the student, ``teacher_maps="last"`` compares the last of both.
     """
 
     name = "sp"

@@ -25,9 +25,9 @@ class SRRL(DistillLoss):
 
     h is the mean over places of the student's last map after a 1x1 convolution, a batch norm and ReLU; W and b are the
     teacher's classifier, which stays as it is. Both are means over all elements. The authors compare means over places
-    of both last maps, so the teacher's pooled features do: no map of the teacher is needed. The paper writes the
-    feature term as a squared norm, a sum over channels; the code takes their mean. The authors' script weighs both
-    terms by 1.
+    of both last maps, so the teacher's pooled features do: no map of the teacher is needed, however many it has. The
+    paper writes the feature term as a squared norm, a sum over channels; the code takes their mean. The authors' script
+    weighs both terms by 1.
     """
 
     name = "srrl"
