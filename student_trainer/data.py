@@ -31,6 +31,7 @@ from shared.errors import OutputNotCachedError
 from shared.outputs import CONSTANTS
 from student_trainer.announcement import TeacherSide, facts_of
 from student_trainer.cached_rows import CachedTeacherDataset, Item
+from student_trainer.lacking import Origin, lacking_outputs
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.mix import Mix
@@ -117,12 +118,9 @@ class CachedTeacherLoader:
         reader = dataset.reader
         outputs = loss.teacher_outputs(student_maps=student.map_count, offered=reader.forms)
         names = list(dict.fromkeys(name for some in outputs.values() for name in some))
-        lacking = [name for name in names if name not in (*reader.forms, *([CONSTANTS] if reader.constants else []))]
+        lacking = lacking_outputs(names, reader=reader)
         if lacking:
-            raise OutputNotCachedError(
-                f"the cache holds {', '.join(reader.forms)}, and loss {loss.name} needs {', '.join(lacking)}; add it"
-                f" with `teacher-server fill --add-outputs {','.join(lacking)}`"
-            )
+            raise OutputNotCachedError(Origin().remedy(lacking, reader=reader))
         loader = cls(dataset, outputs=[name for name in names if name != CONSTANTS], **options)
         teacher = TeacherSide(
             outputs=outputs, forms=reader.forms, features=reader.teacher.features, constants=loader.constants

@@ -19,6 +19,7 @@ from shared.errors import IdentityError, InputError, OutputNotCachedError
 from shared.outputs import CONSTANTS, OutputForm, beside, calls_per_answer, check_offered
 from shared.teacher import Teacher, load_teacher
 from student_trainer.config import TrainConfig
+from student_trainer.lacking import Origin, about_maps, lacking_outputs, origin_of
 from student_trainer.mirror import Fetched, keys_of, mirror_path
 from student_trainer.placed_answers import PlacedAnswers, place_answers
 
@@ -71,16 +72,13 @@ class Targets(Protocol):
 class CacheTargets:
     """Answers of a cache folder: no teacher, no server; ``teacher_calls`` is what fetching them into it caused."""
 
-    def __init__(
-        self, reader: CacheReader, *, device: torch.device, source: str, dataset: str, teacher_calls: int = 0
-    ) -> None:
-        """``source`` and ``dataset`` are what the user called them: a folder or a server's address, and a spec."""
+    def __init__(self, reader: CacheReader, *, device: torch.device, origin: Origin, teacher_calls: int = 0) -> None:
         self.description = reader.teacher
         self.forms: Mapping[str, OutputForm] = reader.forms
         self.pixels_by = reader.dataset.decoder
         self.teacher_calls = teacher_calls
         self._reader = reader
-        self._source, self._dataset = source, dataset
+        self._origin = origin
         self._outputs: tuple[str, ...] = ()
         self._device = device
         self._placed: PlacedAnswers | None = None
@@ -93,27 +91,10 @@ class CacheTargets:
 
     def choose(self, outputs: Sequence[str]) -> None:
         """What `gather` is to give; OutputNotCachedError says which fill adds what the cache lacks."""
-        lacking = [name for name in outputs if name not in self._reader.outputs and name != CONSTANTS]
-        if CONSTANTS in outputs and not self._reader.constants:
-            lacking.append(CONSTANTS)
+        lacking = lacking_outputs(outputs, reader=self._reader)
         if lacking:
-            raise OutputNotCachedError(self._remedy(lacking))
+            raise OutputNotCachedError(self._origin.remedy(lacking, reader=self._reader))
         self._outputs = tuple(name for name in outputs if name != CONSTANTS)
-
-    def _remedy(self, lacking: Sequence[str]) -> str:
-        reader, images = self._reader, [name for name in lacking if name != CONSTANTS]
-        calls = reader.num_slots * calls_per_answer(images) if images else 0
-        found = f"{self._source} holds {', '.join(reader.outputs)}, and the loss needs {', '.join(lacking)}"
-        if self._source.startswith(("http://", "https://")):
-            return (
-                f"{found}; stop the server, add it to the server's cache with `teacher-server fill --add-outputs"
-                f" {','.join(lacking)} ...`, and give a new --mirror"
-            )
-        return (
-            f"{found}; add it with `teacher-server fill --cache {self._source} --dataset {self._dataset}"
-            f" --teacher TEACHER --add-outputs {','.join(lacking)}`, with the same TEACHER ({reader.teacher.arch}):"
-            f" at most {calls} teacher calls"
-        )
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:
         """Which rows have an answer for every one of ``views``, bool [B]."""
@@ -171,7 +152,10 @@ class OnlineTargets:
     def choose(self, outputs: Sequence[str]) -> None:
         """What `gather` is to give; InputError for what this teacher cannot give."""
         self._outputs = tuple(name for name in outputs if name != CONSTANTS)
-        check_offered(self._outputs, offered=self.forms, teacher=self.description.id)
+        try:
+            check_offered(self._outputs, offered=self.forms, teacher=self.description.id)
+        except InputError as error:
+            raise InputError(f"{error}{about_maps(set(self._outputs) - set(self.forms))}") from None
         if CONSTANTS in outputs and not self._teacher.constants():
             raise InputError(f"teacher {self.description.id} has no layers to take {CONSTANTS} from; use another loss")
 
@@ -225,8 +209,8 @@ def open_cache_targets(
     try:
         reader.check_dataset(dataset)
         check_classes(reader.teacher, dataset=dataset)
-        named = {"source": str(config.cache), "dataset": config.dataset}
-        return CacheTargets(reader, device=device, teacher_calls=fetched.teacher_calls, **named)
+        origin = origin_of(config, path=str(path), dataset=dataset)
+        return CacheTargets(reader, device=device, origin=origin, teacher_calls=fetched.teacher_calls)
     except BaseException:
         reader.close()
         raise

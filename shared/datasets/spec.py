@@ -124,6 +124,16 @@ def open_train_test(
     )
 
 
+def with_split(text: str, split: str) -> str:
+    """The text, which means ``split`` alone: as it is where it names one, else with this name behind it."""
+    spec = parse_dataset(text)
+    if spec.split is not None:
+        return text
+    # A folder may be spelt with capitals.
+    name = split_folders(Path(spec.argument))[split].name if spec.kind == "folder" else split
+    return f"{text.rstrip('/')}/{name}"
+
+
 def _source(text: str, *, options: OpenOptions) -> SplitSource:
     spec = parse_dataset(text)
     return SOURCES[spec.kind](spec, options=options)

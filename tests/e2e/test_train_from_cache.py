@@ -321,8 +321,8 @@ def test_an_output_that_the_cache_lacks_is_named_with_the_fill_that_adds_it(
         writer.adopt(cache, keys=pixel_keys(images), outputs=answers, **places)
     expected = (
         f"{tmp_path}/logits holds logits, and the loss needs features; add it with `teacher-server fill --cache"
-        f" {tmp_path}/logits --dataset digits --teacher TEACHER --add-outputs features`, with the same TEACHER (fake):"
-        " at most 4 teacher calls"
+        f" {tmp_path}/logits --dataset digits/train --teacher TEACHER --add-outputs features`, where TEACHER, --weights"
+        f" and --precision are those of {FakeTeacher(classes=10).description.id}: at most 4 teacher calls"
     )
     with pytest.raises(OutputNotCachedError, match=re.escape(expected)):
         train(replace(config, cache=str(tmp_path / "logits"), loss="rkd"))

@@ -18,6 +18,7 @@ from shared.host_memory import host_free_bytes
 from shared.identity import pixel_keys
 from student_trainer import placed_answers
 from student_trainer.config import TrainConfig
+from student_trainer.lacking import Origin
 from student_trainer.loop import train
 from student_trainer.memory import free_bytes
 from student_trainer.placed_answers import place_answers
@@ -69,7 +70,8 @@ def test_placed_answers_have_the_bytes_of_the_cache(store_path: Path, monkeypatc
 
 def test_what_was_not_placed_is_read_from_the_cache(store_path: Path) -> None:
     reader = CacheReader.open(store_path)
-    targets = CacheTargets(reader, outputs=("logits",), device=CPU)
+    targets = CacheTargets(reader, origin=Origin(), device=CPU)
+    targets.choose(["logits"])
     targets.place(ROWS[:10], views=(0, 7))
     for rows, view in ((ROWS[:10], 7), (ROWS[5:15], 0), (ROWS[:10], 3)):
         found = targets.gather(rows, np.full(10, view), pixels=no_pixels)["logits"]
