@@ -10,7 +10,7 @@ from shared.datasets.spec import with_split
 from shared.outputs import CONSTANTS, calls_per_answer, map_number
 from student_trainer.config import TrainConfig
 
-ANOTHER_MIRROR = "give another --mirror FOLDER (or --out)"
+ANOTHER_MIRROR = "give another --mirror FOLDER (or --out) to fetch the rows anew"
 """What helps where the local cache of a server's answers keeps other outputs than are needed."""
 
 
@@ -29,7 +29,7 @@ class Origin:
         """What the cache lacks, and what would help."""
         if self.server is not None:
             fetched = f"{self.cache}, fetched from {self.server},"
-            return f"{said(fetched, kept=reader.outputs, lacking=lacking)}; {ANOTHER_MIRROR} to fetch them with it"
+            return f"{said(fetched, kept=reader.outputs, lacking=lacking)}; {ANOTHER_MIRROR}"
         images = [name for name in lacking if name != CONSTANTS]
         calls = reader.num_slots * calls_per_answer(images) if images else 0
         return (

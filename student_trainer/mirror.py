@@ -20,9 +20,10 @@ from cache.writer import CacheHandle, CacheWriter
 from shared.client import TeacherClient
 from shared.datasets.base import ImageDataset
 from shared.descriptions import TeacherDescription
-from shared.errors import IdentityError, InputError, UnknownNameError
+from shared.errors import IdentityError, InputError, OutputNotCachedError, UnknownNameError
 from shared.outputs import OutputForm
 from student_trainer.config import TrainConfig
+from student_trainer.lacking import ANOTHER_MIRROR, about_maps, fill_command, said
 from student_trainer.progress import ProgressView
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,10 @@ def fetch_missing(
 ) -> Fetched:
     """Ask the server for the rows and views that the local cache lacks; makes no request where it lacks none.
 
-    ``choose`` names the outputs that are needed, of those that the server keeps.
-    Raises IdentityError where the server's data set or teacher is another one.
+    ``choose`` names the outputs that are needed, of those that are kept. A local cache that exists goes on with the
+    outputs that it has. Raises, before the first row is asked for, IdentityError where the server's data set or teacher
+    is another one, OutputNotCachedError where the server or the local cache lacks an output that is needed, and
+    InputError where the server lacks one that the local cache has.
     """
     path = mirror_path(config)
     if not any(_requests(path, teacher=config.expect_teacher, dataset=dataset, rows=rows, views=views)):
@@ -75,7 +78,8 @@ def fetch_missing(
         requests = list(_requests(path, teacher=teacher.id, dataset=dataset, rows=rows, views=views))
         total = sum(len(rows_B) for _, rows_B in requests)
         forms = _served_forms(inventory, teacher=teacher, dataset=dataset)
-        wanted = sorted(set(choose(forms)) | (set(forms) & set(WELCOME_OUTPUTS)))
+        with _kept(path, teacher=teacher.id, dataset=dataset) as reader:
+            wanted = _wanted(config, kept=None if reader is None else reader.outputs, served=forms, choose=choose)
         with closing(CacheWriter.open(path)) as writer:
             for view, rows_B in requests:
                 answers = client.logits(dataset.name, rows_B, view=view, outputs=wanted, run=config.run_name)
@@ -86,6 +90,38 @@ def fetch_missing(
                 done, teacher_calls = done + len(rows_B), teacher_calls + answers.teacher_calls
                 progress.fetch(done=done, total=total, teacher_calls=teacher_calls)
     return Fetched(teacher=teacher.id, teacher_calls=teacher_calls)
+
+
+def _wanted(
+    config: TrainConfig,
+    *,
+    kept: Collection[str] | None,
+    served: Collection[str],
+    choose: Callable[[Collection[str]], Sequence[str]],
+) -> list[str]:
+    """The outputs to ask for, all that the local cache keeps where there is one (``kept`` is not None)."""
+    needed = list(dict.fromkeys(choose(served if kept is None else kept)))
+    here, there = mirror_path(config), f"the server at {config.cache}"
+    # Not known of a server that has opened no cache for these yet.
+    unserved = [name for name in needed if name not in served] if served else []
+    if unserved:
+        command = fill_command(unserved, cache="CACHE", dataset=("--dataset", "DATASET"))
+        raise OutputNotCachedError(
+            f"{said(there, kept=served, lacking=unserved)}; stop the server, add it on its machine with `{command}`,"
+            f" where CACHE, DATASET and TEACHER are the server's, and start it again{about_maps(unserved)}"
+        )
+    if kept is None:
+        return sorted({*needed, *(set(served) & set(WELCOME_OUTPUTS))})
+    lacking = [name for name in needed if name not in kept]
+    if lacking:
+        raise OutputNotCachedError(f"{said(str(here), kept=kept, lacking=lacking)}; {ANOTHER_MIRROR}")
+    more = [name for name in kept if served and name not in served]
+    if more:
+        raise InputError(
+            f"{here} holds {', '.join(kept)}, and {there} keeps no {', '.join(more)}, so that no row can be added;"
+            f" {ANOTHER_MIRROR}"
+        )
+    return sorted(kept)
 
 
 def _requests(

@@ -5,13 +5,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.reader import CacheReader
 from cache.writer import CacheWriter
 from shared.client import TeacherClient
 from shared.datasets.spec import open_dataset
-from shared.errors import IdentityError, InputError, UnauthorizedError, UnknownNameError, UnreachableError
+from shared.descriptions import TeacherDescription
+from shared.errors import (
+    IdentityError,
+    InputError,
+    OutputNotCachedError,
+    UnauthorizedError,
+    UnknownNameError,
+    UnreachableError,
+)
 from shared.fake_teacher import FakeTeacher
 from student_trainer.loop import TrainConfig, train
 from student_trainer.progress import Quiet
@@ -204,3 +213,76 @@ def test_a_loss_without_a_teacher_asks_the_server_for_nothing(config: TrainConfi
 def test_rows_fetched_before_are_asked_for_by_name(config: TrainConfig) -> None:
     with pytest.raises(InputError, match=r"--missing skip uses what was fetched before.*leave --missing out to fetch"):
         train(replace(config, missing="skip"))
+
+
+@pytest.fixture(scope="module")
+def with_maps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, TeacherClient]]:
+    """A server that keeps logits, and one map of a network."""
+    folder = tmp_path_factory.mktemp("maps")
+    options = ["--teacher=zoo:resnet8", "--dataset=digits", f"--cache={folder / 'cache'}", "--run=trainer"]
+    with serving([*options, "--outputs=logits,maps.2", "--device=cpu"], log=folder / "server.log") as client:
+        yield str(client._http.base_url), client
+
+
+@pytest.fixture
+def of_maps(config: TrainConfig, with_maps: tuple[str, TeacherClient], tmp_path: Path) -> TrainConfig:
+    return replace(config, cache=with_maps[0], loss="fitnets", mirror=tmp_path / "mirror", epochs=1, test=False)
+
+
+def test_a_mirror_goes_on_with_its_outputs_where_the_next_loss_needs_fewer(
+    of_maps: TrainConfig, tmp_path: Path
+) -> None:
+    train(of_maps)
+    fetches = Fetches()
+    train(replace(of_maps, loss="kl", sample=ROWS + 8, out=tmp_path / "more"), progress=fetches)
+    assert fetches.seen[-1][:2] == (8, 8)
+    assert set(CacheReader.open(tmp_path / "mirror").outputs) == {"logits", "maps.2"}
+    # All rows have the map, too.
+    train(replace(of_maps, sample=ROWS + 8, cache="http://127.0.0.1:9", out=tmp_path / "again"))
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS + 8])
+def test_a_mirror_that_lacks_an_output_is_what_is_named_before_a_row_is_asked_for(
+    rows: int, of_maps: TrainConfig, with_maps: tuple[str, TeacherClient], tmp_path: Path
+) -> None:
+    train(replace(of_maps, loss="kl"))
+    before = asked(with_maps[1])
+    expected = rf"{tmp_path / 'mirror'}.* holds logits, and the loss needs maps\.2.*; give another --mirror FOLDER"
+    with pytest.raises(OutputNotCachedError, match=expected):
+        train(replace(of_maps, sample=rows, out=tmp_path / "lacks"))
+    assert asked(with_maps[1]) == before
+    train(replace(of_maps, sample=rows, mirror=tmp_path / "another", out=tmp_path / "works"))
+
+
+def test_a_server_that_lacks_an_output_is_named_with_the_fill_before_a_row_is_asked_for(
+    of_maps: TrainConfig, with_maps: tuple[str, TeacherClient]
+) -> None:
+    before = asked(with_maps[1])
+    expected = (
+        r"the server at http.* holds logits, maps\.2, and the loss needs maps\.1, maps\.3; stop the server, add it on"
+        r" its machine with `teacher-server fill --cache CACHE .*--add-outputs maps\.1,maps\.3`"
+    )
+    with pytest.raises(OutputNotCachedError, match=expected):
+        train(replace(of_maps, loss="vid", sample=200))
+    assert asked(with_maps[1]) == before
+
+
+def test_rows_cannot_be_added_to_a_mirror_with_more_than_the_server_keeps(
+    of_maps: TrainConfig, with_maps: tuple[str, TeacherClient], tmp_path: Path
+) -> None:
+    teacher = TeacherDescription(**with_maps[1].cache()["teachers"][0]["description"])
+    digits = open_dataset("digits/train")
+    with CacheWriter.open(tmp_path / "mirror") as writer:
+        kept = {"logits": np.zeros((1, 10), np.float16), "features": np.zeros((1, 64), np.float16)}
+        writer.adopt(
+            writer.open_cache(teacher, digits.description, dict.fromkeys(kept, "float16")),
+            keys=digits.keys[:1],
+            rows=[0],
+            views=[0],
+            labels=digits.labels[:1],
+            outputs=kept,
+        )
+    before = asked(with_maps[1])
+    with pytest.raises(InputError, match=r"mirror holds logits, features, and the server at .* keeps no features, so"):
+        train(replace(of_maps, loss="kl"))
+    assert asked(with_maps[1]) == before
