@@ -38,7 +38,7 @@ REMEDIES: Mapping[str, str] = {
     "teacher_attention": "gather those outputs attention.K from a cache that holds them",
     "student_inputs": "give the images as the student saw them, requiring gradients",
     "teacher_input_grad": "gather outputs=('input_grad',) from a cache that holds it",
-    "teacher_constants": "give CacheReader.constants() as tensors",
+    "teacher_constants": "give constants of the CachedTeacherLoader, or those of the CacheReader as tensors",
     "teacher_features": "gather outputs=('logits', 'features') from a cache that holds them",
 }
 """How a field that a loss needs comes into a batch, where the name alone does not say it."""

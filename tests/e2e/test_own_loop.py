@@ -1,6 +1,7 @@
 """Every loss in a training loop of the user's own, from a real cache."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,3 +124,7 @@ def test_a_batch_lacks_what_was_not_given(reader: CacheReader, digits: ImageData
     assert batch.teacher_constants is None
     with pytest.raises(InputError, match="needs teacher_input_grad, which this batch does not have; gather outputs"):
         build_loss("jacobian")(batch)
+    lacks = "ofd needs teacher_constants, .*; give constants of the CachedTeacherLoader, or those of the CacheReader"
+    maps = (torch.zeros(8, 4, 8, 8),)
+    with pytest.raises(InputError, match=lacks):
+        build_loss("ofd")(replace(batch, student_maps=maps, teacher_maps=maps))
