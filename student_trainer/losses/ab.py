@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from student_trainer.losses.announced import ShapePair, announced_maps, least_rows, maps_as_announced
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.connectors import (
-    ShapePair,
-    announced_maps,
-    as_input,
-    least_rows,
-    maps_as_announced,
-)
+from student_trainer.losses.connectors import as_input
 from student_trainer.losses.facts import MapShape, TrainingFacts
 from student_trainer.losses.fitnets import convolution
 from student_trainer.losses.hyper import Limit, MapChoice

@@ -6,12 +6,13 @@ Shape key: B batch, D feature width, C channels, H height, W width, P comparison
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
+from student_trainer.losses.announced import ShapePair, announced_maps, not_started
 from student_trainer.losses.base import OUTPUTS, DistillLoss, features_of, maps_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.cc import embedding, errors_of_neighbours
@@ -62,27 +63,20 @@ class ComparedFeatures(Drawing, DistillLoss):
     def start(self, facts: TrainingFacts) -> None:
         """Heads, drawn from the seed; InputError where the facts do not suffice."""
         super().start(facts)
-        student, teacher = facts.student_maps, facts.teacher_maps
-        if "student_features" in self.needs:
-            widths = (facts.student_width, facts.teacher_width)
-            if None in widths:
-                raise InputError(f"{self.name}: the features' widths are not known; give student_width, teacher_width")
-            student, teacher = (((cast(int, width), 1, 1),) for width in widths)
-        if not student or len(student) != len(teacher):
-            raise InputError(
-                f"{self.name}: {len(student)} maps of the student and {len(teacher)} of the teacher are announced;"
-                " give as many student_maps and teacher_maps in TrainingFacts, one at least"
-            )
+        shapes = self._widths(facts) if "student_features" in self.needs else announced_maps(facts, name=self.name)
         generator = torch.Generator().manual_seed(self.next_seed())
-        pairs = zip(student, teacher, strict=True)
-        self.heads = nn.ModuleList(self.head(own, other, generator=generator) for own, other in pairs)
+        self.heads = nn.ModuleList(self.head(*pair, generator=generator) for pair in shapes)
+
+    def _widths(self, facts: TrainingFacts) -> list[ShapePair]:
+        """Features as maps of one place."""
+        if facts.student_width is None or facts.teacher_width is None:
+            raise InputError(f"{self.name}: the features' widths are not known; give student_width, teacher_width")
+        return [((facts.student_width, 1, 1), (facts.teacher_width, 1, 1))]
 
     def value(self, batch: DistillBatch, *, indices: Tensor | None = None) -> Tensor:
         """Scalar, summed over maps. ``indices`` int64 [P, pos + neg] are batch positions, positive group first."""
         if not self.heads:
-            raise InputError(
-                f"{self.name} has no weights yet: call loss.start(TrainingFacts(...)) once before training"
-            )
+            raise not_started(self.name)
         if indices is None:
             indices = self.groups.draw(len(batch.student_logits), seed=self.next_seed())
         terms = [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from student_trainer.losses.announced import least_rows
 from student_trainer.losses.base import OUTPUTS, features_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import MapShape, TrainingFacts
@@ -63,8 +64,7 @@ class FitNets(TrainedPairs):
             self._start_on_features(facts)
             return
         super().start(facts)
-        # Batch norm cannot train on one number per channel.
-        self.min_rows = 2 if any(height * width == 1 for _, height, width in facts.teacher_maps) else 1
+        self.min_rows = least_rows(facts.teacher_maps)
 
     def part_of(self, student: MapShape, teacher: MapShape, *, generator: torch.Generator) -> nn.Module:
         """The regressor of one pair of maps."""

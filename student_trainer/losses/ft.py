@@ -11,17 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from student_trainer.losses.announced import ShapePair, announced_maps, least_rows, maps_as_announced, not_started
 from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.connectors import (
-    ShapePair,
-    announced_maps,
-    as_input,
-    drawn,
-    least_rows,
-    maps_as_announced,
-    not_started,
-)
+from student_trainer.losses.connectors import as_input, drawn
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
 from student_trainer.losses.map_sizes import at_one_size

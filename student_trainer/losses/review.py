@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from shared.errors import InputError
 from shared.outputs import PREACTS
+from student_trainer.losses.announced import ShapePair, announced_maps, maps_as_announced
 from student_trainer.losses.base import DistillLoss, features_of
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.connectors import ShapePair, announced_maps, as_input, drawn, maps_as_announced
+from student_trainer.losses.connectors import as_input, drawn
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from student_trainer.losses.announced import least_rows, not_started
 from student_trainer.losses.base import DistillLoss, logits_of, widen
 from student_trainer.losses.batch import DistillBatch
-from student_trainer.losses.connectors import as_input, conv_norm, least_rows, not_started
+from student_trainer.losses.connectors import as_input, conv_norm
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit, MapChoice
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from shared.errors import InputError
-from student_trainer.losses.base import DistillLoss, maps_of
+from student_trainer.losses.announced import ShapePair, announced_maps, maps_as_announced
+from student_trainer.losses.base import DistillLoss
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import MapShape, TrainingFacts
 
@@ -26,7 +26,7 @@ class TrainedPairs(DistillLoss):
     def __init__(self) -> None:
         super().__init__()
         self.parts = nn.ModuleList()
-        self._channels: list[tuple[int, int]] = []
+        self._shapes: list[ShapePair] | None = None
 
     def part_of(self, student: MapShape, teacher: MapShape, *, generator: torch.Generator) -> nn.Module:
         """The part of one pair of maps with these shapes, drawn from ``generator``; InputError where none fits."""
@@ -34,29 +34,13 @@ class TrainedPairs(DistillLoss):
 
     def start(self, facts: TrainingFacts) -> None:
         """Parts drawn from the seed; InputError where the facts do not suffice."""
-        pairs = list(zip(facts.student_maps, facts.teacher_maps, strict=False))
-        if not pairs or len(facts.student_maps) != len(facts.teacher_maps):
-            raise InputError(
-                f"{self.name}: it makes weights for pairs of maps, and TrainingFacts has {len(facts.student_maps)} of"
-                f" the student and {len(facts.teacher_maps)} of the teacher; give as many student_maps as teacher_maps"
-            )
+        self._shapes = announced_maps(facts, name=self.name)
         generator = torch.Generator().manual_seed(facts.seed)
-        self.parts = nn.ModuleList([self.part_of(student, teacher, generator=generator) for student, teacher in pairs])
-        self._channels = [(student[0], teacher[0]) for student, teacher in pairs]
+        self.parts = nn.ModuleList([self.part_of(*shapes, generator=generator) for shapes in self._shapes])
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""
-        if not self.parts:
-            raise InputError(
-                f"{self.name} has no weights yet: call loss.start(TrainingFacts(...)) once before training"
-            )
-        pairs = maps_of(batch)
-        found = [(student.shape[1], teacher.shape[1]) for student, teacher in pairs]
-        if found != self._channels:
-            raise InputError(
-                f"{self.name}: the batch's maps have (student, teacher) channels {found};"
-                f" start() was told {self._channels}"
-            )
+        pairs = maps_as_announced(batch, self._shapes, name=self.name)
         return torch.stack([part(*pair) for part, pair in zip(self.parts, pairs, strict=True)]).sum()
 
 

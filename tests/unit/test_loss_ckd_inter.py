@@ -133,7 +133,7 @@ def test_the_relu_of_the_authors_keeps_negative_differences_out_of_reach() -> No
 
 @every_name
 def test_a_loss_that_was_not_started_says_so(name: str) -> None:
-    with pytest.raises(InputError, match=rf"{name} has no weights yet: call loss.start\(TrainingFacts"):
+    with pytest.raises(InputError, match=rf"{name} has no trainable parts yet: call loss.start\(TrainingFacts"):
         build_loss(name)(batch_of())
     bare = replace(facts_of(), student_width=None, student_maps=())
     with pytest.raises(

@@ -13,6 +13,8 @@ from student_trainer.losses.connectors import conv_norm, drawn
 
 SHAPES = [(4, 8, 8), (6, 4, 4)]
 CONNECTED = {"ab": SHAPES, "ofd": SHAPES, "review": SHAPES, "ft": SHAPES[1:], "srrl": SHAPES[1:]}
+PAIRED = {**{name: CONNECTED[name] for name in ("ab", "ofd", "review", "ft")}, "fitnets": SHAPES, "vid": SHAPES}
+"""Losses with a part for each pair of maps."""
 
 
 def test_weights_are_distributed_as_torch_draws_them() -> None:
@@ -41,9 +43,9 @@ def test_another_seed_draws_other_weights(name: str) -> None:
         assert not torch.equal(first[key], other[key])
 
 
-@pytest.mark.parametrize("name", ["ab", "ofd", "review", "ft"])
+@pytest.mark.parametrize("name", PAIRED)
 def test_maps_of_other_channels_than_announced_are_refused(name: str) -> None:
-    shapes = CONNECTED[name]
+    shapes = PAIRED[name]
     loss = started(name, batch_of(shapes, shapes))
     wider = [(channels + 1, height, width) for channels, height, width in shapes]
     with pytest.raises(InputError, match=rf"{name}: \(student, teacher\) maps have .* channels; start\(\) was told"):
@@ -57,7 +59,14 @@ def test_one_sample_is_too_few_where_a_map_is_one_place(name: str) -> None:
         started(name, batch)(batch)
 
 
-@pytest.mark.parametrize("name", ["ab", "ofd", "review", "ft", "srrl"])
-def test_a_loss_that_was_not_started_is_refused(name: str) -> None:
+@pytest.mark.parametrize(("name", "shapes"), {**CONNECTED, **PAIRED}.items())
+def test_a_loss_that_was_not_started_is_refused(name: str, shapes: list[tuple[int, int, int]]) -> None:
     with pytest.raises(InputError, match=rf"{name} has no trainable parts yet: call loss.start"):
-        build_loss(name)(batch_of(CONNECTED[name], CONNECTED[name]))
+        build_loss(name)(batch_of(shapes, shapes))
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_maps_that_are_announced_for_one_side_alone_are_refused(name: str) -> None:
+    batch = batch_of(PAIRED[name], [])
+    with pytest.raises(InputError, match=rf"{name}: \d maps of the student and 0 of the teacher are announced"):
+        started(name, batch)

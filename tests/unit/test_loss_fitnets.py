@@ -144,15 +144,6 @@ def train(loss: DistillLoss, steps: range, shapes: tuple[MapShape, MapShape]) ->
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["fitnets", "vid"])
-def test_parts_that_were_not_made_or_are_of_other_maps_are_refused(name: str) -> None:
-    batch = batch_of((4, 8, 8), (6, 4, 4))
-    with pytest.raises(InputError, match=r"call loss\.start"):
-        build_loss(name)(batch)
-    with pytest.raises(InputError, match=r"channels \[\(4, 6\)\]; start\(\) was told \[\(5, 6\)\]"):
-        started(name, (5, 8, 8), (6, 4, 4))(batch)
-
-
 def test_features_of_other_widths_than_announced_are_refused() -> None:
     batch = batch_of((4, 8, 8), (6, 4, 4))
     with pytest.raises(InputError, match=r"4 wide here and the teacher's 6: call loss\.start"):
