@@ -32,12 +32,20 @@ from shared.outputs import CONSTANTS
 from student_trainer.announcement import TeacherSide, facts_of
 from student_trainer.cached_rows import CachedTeacherDataset, Item
 from student_trainer.lacking import Origin, lacking_outputs
-from student_trainer.losses.base import DistillLoss
+from student_trainer.losses.base import DistillLoss, filled_fields
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.mix import Mix
 from student_trainer.student_outputs import StudentOutputs
 
 __all__ = ["CachedTeacherDataset", "CachedTeacherLoader", "TeacherBatch"]
+
+
+class LossAnswers(dict[str, Tensor]):
+    """A teacher's outputs by name, which knows the field of a `DistillBatch` that a loss wants each of them in."""
+
+    def __init__(self, outputs: Mapping[str, Tensor], *, fields: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(outputs)
+        self.fields = fields
 
 
 class TeacherBatch(NamedTuple):
@@ -72,6 +80,9 @@ class TeacherBatch(NamedTuple):
         """
         device = student_logits.device
         sent = {name: value.to(device, non_blocking=True) for name, value in self.teacher.items()}
+        # Only the loss knows which it wants as maps where there are maps and maps before their activation.
+        fields = self.teacher.fields if isinstance(self.teacher, LossAnswers) else None
+        answers = DistillBatch.teacher_fields(sent) if fields is None else filled_fields(fields, answers=sent)
         constants = None
         if teacher_constants:
             constants = {name: value.to(device, non_blocking=True) for name, value in teacher_constants.items()}
@@ -85,7 +96,7 @@ class TeacherBatch(NamedTuple):
             views=self.views,
             mix=None if mix is None else mix.pair,
             teacher_constants=constants,
-            **DistillBatch.teacher_fields(sent),  # type: ignore[arg-type]
+            **answers,  # type: ignore[arg-type]
         )
 
 
@@ -98,6 +109,7 @@ class CachedTeacherLoader:
     def __init__(self, dataset: CachedTeacherDataset, *, outputs: Sequence[str] = ("logits",), **options: Any) -> None:
         self._dataset = dataset
         self._outputs = tuple(outputs)
+        self._fields: Mapping[str, Sequence[str]] | None = None
         self._loader: DataLoader[Item] = DataLoader(dataset, **options)
 
     @classmethod
@@ -122,6 +134,7 @@ class CachedTeacherLoader:
         if lacking:
             raise OutputNotCachedError(Origin().remedy(lacking, reader=reader))
         loader = cls(dataset, outputs=[name for name in names if name != CONSTANTS], **options)
+        loader._fields = outputs
         teacher = TeacherSide(
             outputs=outputs, forms=reader.forms, features=reader.teacher.features, constants=loader.constants
         )
@@ -152,4 +165,6 @@ class CachedTeacherLoader:
         for images, labels, rows, views in self._loader:
             arrays = self._dataset.reader.gather(rows.numpy(), view=views.numpy(), outputs=self._outputs)
             teacher = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            if self._fields is not None:
+                teacher = LossAnswers(teacher, fields=self._fields)
             yield TeacherBatch(images=images, labels=labels, rows=rows, views=views, teacher=teacher)

@@ -5,7 +5,7 @@ Shape key: B batch, C classes, D feature width.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -203,6 +203,15 @@ class DistillLoss(nn.Module):
 
         ``batch`` holds all answered training rows with the trained student's logits in evaluation mode.
         """
+
+
+def filled_fields(fields: Mapping[str, Sequence[str]], *, answers: Mapping[str, Tensor]) -> dict[str, object]:
+    """Fields of a batch with a teacher's answers in them, as `DistillLoss.teacher_outputs` names them; no constants."""
+    return {
+        field: tuple(answers[name] for name in names) if field in NUMBERED_FIELDS else answers[names[0]]
+        for field, names in fields.items()
+        if field != "teacher_constants"
+    }
 
 
 def highest_map(offered: Iterable[str]) -> int | None:

@@ -29,6 +29,8 @@ KEPT = ",".join(
         *(f"{kind}.{number}" for kind in ("maps", "preacts", "attention") for number in (1, 2, 3)),
     ]
 )
+SUMS = ("review+fitnets", "fitnets+ab+ofd+at")
+"""Of maps and of maps before their activation."""
 SETTINGS: dict[str, dict[str, object]] = {"crd": {"negatives": 64}}
 
 
@@ -75,7 +77,7 @@ def step(batch: TeacherBatch, *, student: nn.Module, loss: DistillLoss, constant
     return value
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", [*sorted(LOSSES), *SUMS])
 def test_every_loss_trains_a_student_in_a_loop_of_ones_own(
     name: str, reader: CacheReader, digits: ImageDataset
 ) -> None:
@@ -93,6 +95,20 @@ def test_every_loss_trains_a_student_in_a_loop_of_ones_own(
         optimizer.step()
     moved = [not torch.equal(one, other) for one, other in zip(before, student.parameters(), strict=True)]
     assert any(moved)
+
+
+def test_each_loss_of_a_sum_gets_maps_of_its_own_kind(reader: CacheReader, digits: ImageDataset) -> None:
+    loss = build_loss("review+fitnets", **{"review.maps": "2,3"})
+    student = StudentOutputs(build_model("zoo:resnet8", classes=10, seed=1), loss=loss, image_size=(8, 8))
+    batch = next(iter(CachedTeacherLoader.for_loss(loss, dataset_of(reader, digits), student=student, batch_size=8)))
+    images, _labels, rows, _views, teacher = batch
+    given = batch._replace(images=images / 2).distill(torch.zeros(8, 10))
+    kept = reader.gather(rows.numpy(), outputs=["preacts.2", "preacts.3", "maps.2", "features"])
+    found = [*given.teacher_maps, given.teacher_features]
+    for tensor, (name, array) in zip(found, kept.items(), strict=True):
+        assert tensor is not None
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert teacher[name] is tensor
 
 
 def test_a_batch_carries_all_that_the_loader_was_asked_for(reader: CacheReader, digits: ImageDataset) -> None:
