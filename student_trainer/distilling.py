@@ -3,7 +3,7 @@
 Shape key: B batch, N training rows, C classes, D feature width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch.nn import functional
 from shared.models.features import find_head
 from student_trainer.evaluate import Forward, logits_of
 from student_trainer.job import Job
-from student_trainer.losses.base import NUMBERED_FIELDS, widen
+from student_trainer.losses.base import filled_fields, widen
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.order import PREPARATION, drawn_views, epoch_batches
 from student_trainer.student_outputs import StudentAnswer
@@ -98,13 +98,8 @@ def teacher_answers(
 
     answers = job.targets.gather(rows_B, views, pixels=pixels)
     wanted = job.outputs if fields is None else {field: job.outputs[field] for field in fields if field in job.outputs}
-    return {field: _field(field, names, answers=answers, job=job) for field, names in wanted.items()}
-
-
-def _field(field: str, names: Sequence[str], *, answers: Mapping[str, Tensor], job: Job) -> object:
-    if field == "teacher_constants":
-        return job.constants
-    return tuple(answers[name] for name in names) if field in NUMBERED_FIELDS else answers[names[0]]
+    constants = {"teacher_constants": job.constants} if "teacher_constants" in wanted else {}
+    return filled_fields(wanted, answers=answers) | constants
 
 
 def prepare_loss(job: Job, *, note_used: Callable[..., None]) -> None:

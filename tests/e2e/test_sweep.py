@@ -299,7 +299,7 @@ def first_rows(*, seed: int) -> list[int]:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("losses=[hinton]", "mlp/clean/random/n20/hinton: unknown loss 'hinton'; known: ce"),
+        ("losses=[hinton]", "mlp/clean/random/n20/hinton: unknown loss 'hinton'; known: ab, "),
         ("losses=[{loss: kl, set: {tau: 4}}]", "mlp/clean/random/n20/kl: kl has no hyper-parameter 'tau'"),
         ("losses.2.loss=mse", "--missing label-only uses labels through --ce-weight, which is 0 for mse"),
         ("students=[zoo:mlpp]", "students: unknown network zoo:mlpp"),
