@@ -3,9 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
+
+from shared.command import run_command
+from student_trainer.cli import app
 
 Lines = Callable[..., list[dict[str, object]]]
 Write = Callable[..., Path]
@@ -23,14 +29,27 @@ FILES = (
 )
 
 
-def report(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "student_trainer.cli", "report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def report(*arguments: str | Path) -> Done:
+    """The command in this process."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as raised:
+        run_command(app, ["report", *map(str, arguments)])
+    return Done(int(raised.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_a_sweep_becomes_a_report(write_sweep: Write, make_trials: Lines) -> None:
     folder = write_sweep()
-    done = report(folder)
+    command = [sys.executable, "-m", "student_trainer.cli", "report", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
     assert (done.returncode, done.stderr) == (0, "")
     accuracies = [
         100 * float(str(line["test_accuracy"]))
