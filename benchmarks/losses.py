@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 
-# What makes a batch for any loss is the tests' own; a process that training.py starts searches neither folder.
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "contract")]
+# What makes a batch for any loss is the tests' own. The root comes first: beside this script lies one that is called as
+# the package `cache` is.
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "contract"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from live_memory import relative_memory
 from loss_cases import LARGE, LARGE_BATCH, LARGE_WITH_MAPS, case_of, large, ready
 from training import CLASSES, Setting, filled_cache, interval, settle, settled_teacher, take_turns
