@@ -78,9 +78,7 @@ class AB(DistillLoss):
 
     def begin_epoch(self, epoch: int) -> None:
         """This loss alone, then cross-entropy alone."""
-        if self.init_epochs > 0:
-            self.kd_factor = float(epoch < self.init_epochs)
-            self.ce_factor = 1.0 - self.kd_factor
+        self.train_alone(epoch, epochs=self.init_epochs)
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""

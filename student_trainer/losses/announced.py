@@ -27,6 +27,15 @@ def announced_maps(facts: TrainingFacts, *, name: str) -> list[ShapePair]:
     return list(zip(student, teacher, strict=True))
 
 
+def announced_widths(facts: TrainingFacts, *, name: str) -> tuple[int, int]:
+    """(student, teacher) widths of the features that loss ``name`` compares."""
+    if facts.student_width is None or facts.teacher_width is None:
+        raise InputError(
+            f"{name}: the features' widths are not known; give student_width and teacher_width in TrainingFacts"
+        )
+    return facts.student_width, facts.teacher_width
+
+
 def maps_as_announced(
     batch: DistillBatch, shapes: Sequence[ShapePair] | None, *, name: str
 ) -> list[tuple[Tensor, Tensor]]:

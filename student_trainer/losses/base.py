@@ -187,6 +187,11 @@ class DistillLoss(nn.Module):
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch, from 0: a loss with stages or a warm-up sets its factors here."""
 
+    def train_alone(self, epoch: int, *, epochs: int) -> None:
+        """For `begin_epoch`: this loss alone in the first ``epochs``, then cross-entropy alone; 0: both all along."""
+        if epochs > 0:
+            self.ce_factor, self.kd_factor = (0.0, 1.0) if epoch < epochs else (1.0, 0.0)
+
     def mix(self, count: int, *, size: tuple[int, int]) -> Mix | None:
         """Called before each step with the batch's size and that of its images (H, W): how to mix them, on the CPU.
 
@@ -212,6 +217,11 @@ def filled_fields(fields: Mapping[str, Sequence[str]], *, answers: Mapping[str, 
         for field, names in fields.items()
         if field != "teacher_constants"
     }
+
+
+def output_names(fields: Mapping[str, Sequence[str]]) -> list[str]:
+    """The outputs in ``fields``, as `DistillLoss.teacher_outputs` gives them, each once."""
+    return list(dict.fromkeys(name for names in fields.values() for name in names))
 
 
 def highest_map(offered: Iterable[str]) -> int | None:

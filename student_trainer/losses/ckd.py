@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
+from student_trainer.losses.announced import announced_widths
 from student_trainer.losses.base import OUTPUTS, DistillLoss, features_of, logits_of, onehot_of, widen
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.comparisons import Groups, Targets, squared_errors
@@ -126,9 +127,7 @@ class CKD(Drawing, DistillLoss):
         super().start(facts)
         if self.w_features == 0:
             return
-        student, teacher = facts.student_width, facts.teacher_width
-        if student is None or teacher is None:
-            raise InputError("ckd: the features' widths are not known; give student_width and teacher_width")
+        student, teacher = announced_widths(facts, name=self.name)
         if student != teacher:
             generator = torch.Generator().manual_seed(self.next_seed())
             self.regressor = drawn_layer(nn.Linear, student, teacher, bias=False, generator=generator)

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from shared.errors import InputError
-from student_trainer.losses.announced import ShapePair, announced_maps, not_started
+from student_trainer.losses.announced import ShapePair, announced_maps, announced_widths, not_started
 from student_trainer.losses.base import OUTPUTS, DistillLoss, features_of, maps_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.cc import embedding, errors_of_neighbours
 from student_trainer.losses.comparisons import Groups
+from student_trainer.losses.connectors import as_input
 from student_trainer.losses.drawing import Drawing
 from student_trainer.losses.facts import MapShape, TrainingFacts
 from student_trainer.losses.fitnets import Regressor
@@ -69,9 +69,8 @@ class ComparedFeatures(Drawing, DistillLoss):
 
     def _widths(self, facts: TrainingFacts) -> list[ShapePair]:
         """Features as maps of one place."""
-        if facts.student_width is None or facts.teacher_width is None:
-            raise InputError(f"{self.name}: the features' widths are not known; give student_width, teacher_width")
-        return [((facts.student_width, 1, 1), (facts.teacher_width, 1, 1))]
+        student, teacher = announced_widths(facts, name=self.name)
+        return [((student, 1, 1), (teacher, 1, 1))]
 
     def value(self, batch: DistillBatch, *, indices: Tensor | None = None) -> Tensor:
         """Scalar, summed over maps. ``indices`` int64 [P, pos + neg] are batch positions, positive group first."""
@@ -86,7 +85,7 @@ class ComparedFeatures(Drawing, DistillLoss):
         return torch.stack(terms).sum()
 
     def _differences(self, values: Tensor, indices_PG: Tensor, head: nn.Module) -> Tensor:
-        return self.groups.of(values, indices_PG).to(next(head.parameters()).dtype)
+        return as_input(self.groups.of(values, indices_PG), head)
 
     def _pairs(self, batch: DistillBatch) -> list[tuple[Tensor, Tensor]]:
         if "student_maps" in self.needs:

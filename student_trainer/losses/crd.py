@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
+from student_trainer.losses.announced import announced_widths
 from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.drawing import Drawing
@@ -78,15 +79,11 @@ class CRD(Drawing, DistillLoss):
         """Embeddings and memories, drawn from the seed; InputError where the facts do not suffice."""
         super().start(facts)
         on_logits = self.on == "logits"
-        widths = (facts.classes, facts.classes) if on_logits else (facts.student_width, facts.teacher_width)
-        if None in widths:
-            raise InputError(
-                "crd: the features' widths are not known; give student_width and teacher_width in TrainingFacts"
-            )
+        widths = (facts.classes, facts.classes) if on_logits else announced_widths(facts, name=self.name)
         generator = torch.Generator().manual_seed(self.next_seed())
         self.negatives = Negatives(rows_N=facts.rows, labels_N=facts.labels, count=self.count)
         self.embed_student, self.embed_teacher = (
-            drawn_layer(nn.Linear, cast(int, width), self.width, generator=generator) for width in widths
+            drawn_layer(nn.Linear, width, self.width, generator=generator) for width in widths
         )
         bound = math.sqrt(3 / self.width)
         for name in ("memory_student", "memory_teacher"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import InputError
-from student_trainer.losses.announced import least_rows
+from student_trainer.losses.announced import announced_widths, least_rows
 from student_trainer.losses.base import OUTPUTS, features_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.facts import MapShape, TrainingFacts
@@ -75,11 +75,7 @@ class FitNets(TrainedPairs):
         return super().value(batch) if self.on == "maps" else self._hint(batch)
 
     def _start_on_features(self, facts: TrainingFacts) -> None:
-        own, other = facts.student_width, facts.teacher_width
-        if own is None or other is None:
-            raise InputError(
-                "fitnets: the features' widths are not known; give student_width and teacher_width in TrainingFacts"
-            )
+        own, other = announced_widths(facts, name=self.name)
         generator = torch.Generator().manual_seed(facts.seed)
         self.parts = nn.ModuleList([] if own == other else [drawn_layer(nn.Linear, own, other, generator=generator)])
 

@@ -90,9 +90,7 @@ class FSP(DistillLoss):
 
     def begin_epoch(self, epoch: int) -> None:
         """First the flows alone, then cross-entropy alone."""
-        if self.init_epochs > 0:
-            first_stage = epoch < self.init_epochs
-            self.ce_factor, self.kd_factor = (0.0, 1.0) if first_stage else (1.0, 0.0)
+        self.train_alone(epoch, epochs=self.init_epochs)
 
     def value(self, batch: DistillBatch) -> Tensor:
         """Scalar."""

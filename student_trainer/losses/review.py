@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from shared.errors import InputError
 from shared.outputs import PREACTS
-from student_trainer.losses.announced import ShapePair, announced_maps, maps_as_announced
+from student_trainer.losses.announced import ShapePair, announced_maps, announced_widths, maps_as_announced
 from student_trainer.losses.base import DistillLoss, features_of
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.connectors import as_input, drawn
@@ -86,11 +86,10 @@ class Review(DistillLoss):
         self._shapes = announced_maps(facts, name=self.name)
         if not self.fusion:
             return
-        if facts.student_width is None or facts.teacher_width is None:
-            raise InputError("review: the features' widths are not known; give student_width and teacher_width")
+        student_width, teacher_width = announced_widths(facts, name=self.name)
         widths = [(student[0], teacher[0]) for student, teacher in self._shapes]
-        widths.append((facts.student_width, facts.teacher_width))
-        middle = min(MOST_MIDDLE, facts.student_width)
+        widths.append((student_width, teacher_width))
+        middle = min(MOST_MIDDLE, student_width)
         generator = torch.Generator().manual_seed(facts.seed)
         self.abfs = nn.ModuleList(
             Fusing.drawn_as(own, middle=middle, width_out=other, fuses=deepness > 0, generator=generator)

@@ -12,8 +12,12 @@ from torch import Tensor
 from shared.errors import InputError
 from student_trainer.losses.base import OUTPUTS, DistillLoss, outputs_of
 from student_trainer.losses.batch import DistillBatch
+from student_trainer.losses.comparisons import Groups
 from student_trainer.losses.facts import TrainingFacts
 from student_trainer.losses.hyper import Limit
+
+PAIRS = Groups(pos=1, neg=1)
+"""One sample minus another."""
 
 
 class RKDN(DistillLoss):
@@ -80,6 +84,4 @@ class RKDN(DistillLoss):
         error_BD = student_BW - teacher_BW
         if self.projection is not None:
             error_BD = error_BD @ self.projection.to(error_BD.dtype)
-        # The mean over all pairs in closed form: twice the spread about the mean.
-        spread_BD = error_BD - error_BD.mean(dim=0)
-        return 2 * spread_BD.square().sum() / ((len(spread_BD) - 1) * self.dims)
+        return PAIRS.mean_square(error_BD, indices_PG=None)

@@ -137,7 +137,8 @@ def test_a_loss_that_was_not_started_says_so(name: str) -> None:
         build_loss(name)(batch_of())
     bare = replace(facts_of(), student_width=None, student_maps=())
     with pytest.raises(
-        InputError, match=r"give student_width, teacher_width|0 maps of the student and 1 of the teacher"
+        InputError,
+        match=r"give student_width and teacher_width in TrainingFacts|0 maps of the student and 1 of the teacher",
     ):
         build_loss(name).start(bare)
 
