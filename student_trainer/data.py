@@ -32,7 +32,7 @@ from shared.outputs import CONSTANTS
 from student_trainer.announcement import TeacherSide, facts_of
 from student_trainer.cached_rows import CachedTeacherDataset, Item
 from student_trainer.lacking import Origin, lacking_outputs
-from student_trainer.losses.base import DistillLoss, filled_fields
+from student_trainer.losses.base import DistillLoss, filled_fields, output_names
 from student_trainer.losses.batch import DistillBatch
 from student_trainer.losses.mix import Mix
 from student_trainer.student_outputs import StudentOutputs
@@ -129,7 +129,7 @@ class CachedTeacherLoader:
         """
         reader = dataset.reader
         outputs = loss.teacher_outputs(student_maps=student.map_count, offered=reader.forms)
-        names = list(dict.fromkeys(name for some in outputs.values() for name in some))
+        names = output_names(outputs)
         lacking = lacking_outputs(names, reader=reader)
         if lacking:
             raise OutputNotCachedError(Origin().remedy(lacking, reader=reader))

@@ -19,6 +19,7 @@ from shared.views import view_count
 from student_trainer.announcement import TeacherSide
 from student_trainer.config import StudentViews, TrainConfig
 from student_trainer.device_data import DeviceImages
+from student_trainer.losses.base import output_names
 from student_trainer.mirror import Fetched, fetch_missing, mirror_path
 from student_trainer.objective import Objective, read_objective, start_loss
 from student_trainer.order import INITIAL, derived_seed
@@ -97,9 +98,9 @@ def prepare(config: TrainConfig, *, device: torch.device, progress: ProgressView
     needed = _Needed(objective, student=said)
     targets = _open_targets(config, needed, dataset=train_set, views=views, device=device, progress=progress)
     try:
-        outputs = {} if targets is None else needed.outputs(targets.forms)
+        outputs = {} if targets is None else objective.outputs(said, offered=targets.forms)
         if targets is not None:
-            targets.choose(list(dict.fromkeys(name for names in outputs.values() for name in names)))
+            targets.choose(output_names(outputs))
         selection = _select(config, objective, dataset=train_set, targets=targets, views=views)
         if targets is not None and outputs:
             targets.place(selection.train[selection.answered], views=views)
@@ -177,21 +178,15 @@ class _Needed:
     objective: Objective
     student: StudentOutputs
 
-    def outputs(self, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """See `DistillLoss.teacher_outputs`."""
-        if not self.objective.asks_teacher:
-            return {}
-        return self.objective.loss.teacher_outputs(student_maps=self.student.map_count, offered=offered)
-
     def of_server(self, offered: Collection[str]) -> list[str]:
         """The outputs to ask a server for; InputError for what none sends."""
-        outputs = self.outputs(offered)
+        outputs = self.objective.outputs(self.student, offered=offered)
         if "teacher_constants" in outputs:
             raise InputError(
                 f"loss {self.objective.loss.name} needs the teacher's constants, which a server does not send: give"
                 " --cache the folder of its cache"
             )
-        return [name for names in outputs.values() for name in names]
+        return output_names(outputs)
 
 
 def _open_targets(

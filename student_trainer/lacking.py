@@ -51,8 +51,13 @@ def origin_of(config: TrainConfig, *, path: str, dataset: ImageDataset) -> Origi
 
 def lacking_outputs(names: Iterable[str], *, reader: CacheReader) -> list[str]:
     """Those, each once, that the cache does not keep."""
-    kept = {*reader.forms, *([CONSTANTS] if reader.constants else [])}
+    kept = kept_outputs(reader)
     return [name for name in dict.fromkeys(names) if name not in kept]
+
+
+def kept_outputs(reader: CacheReader) -> list[str]:
+    """All that the cache keeps, the teacher's constants too."""
+    return [*reader.forms, *([CONSTANTS] if reader.constants else [])]
 
 
 def said(holder: str, *, kept: Collection[str], lacking: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from student_trainer.run_folder import RunFolder
 from student_trainer.samplers import per_class_batches
 from student_trainer.schedule import learning_rate
 from student_trainer.state import TrainState
-from student_trainer.student_outputs import StudentAnswer
+from student_trainer.student_outputs import StudentAnswer, answer_of
 from student_trainer.tensorboard import EpochLog
 from student_trainer.torch_state import own_torch_state, seed_torch
 
@@ -97,8 +97,8 @@ class _Training:
         if job.config.compile:
             job.student.compile()
         # A plain student is given logits alone: what wraps it would be looked through by nobody.
-        self._says_more = bool({"student_features", "student_maps"} & set(self._loss.needs))
-        student = job.student_outputs if self._says_more else job.student
+        says_more = {"student_features", "student_maps"} & set(self._loss.needs)
+        student = job.student_outputs if says_more else job.student
         self._model, self._optimizer = fabric.setup(student, optimizer)
         self._watch = LossWatch(job.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=job.device)
@@ -247,8 +247,7 @@ class _Training:
 
     def _forward(self, inputs_B3HW: Tensor) -> StudentAnswer:
         """What the student says about a batch."""
-        said = self._model(inputs_B3HW)
-        return StudentAnswer(*said) if self._says_more else StudentAnswer(said)
+        return answer_of(self._model(inputs_B3HW))
 
     def _logits(self, inputs_B3HW: Tensor) -> Tensor:
         """Logits [B, C]."""

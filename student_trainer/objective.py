@@ -1,6 +1,7 @@
 """What a training minimises: a loss with its weights, checked against where the teacher's answers come from."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from shared.datasets.base import ImageDataset
@@ -38,6 +39,12 @@ class Objective:
     def asks_teacher(self) -> bool:
         """Whether the loss needs anything from a teacher."""
         return self.kd_weight > 0 and any(need.startswith("teacher_") for need in self.loss.needs)
+
+    def outputs(self, student: StudentOutputs, *, offered: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """What the loss asks a teacher for beside this student, see `DistillLoss.teacher_outputs`."""
+        if not self.asks_teacher:
+            return {}
+        return self.loss.teacher_outputs(student_maps=student.map_count, offered=offered)
 
     @property
     def least_batch(self) -> int:

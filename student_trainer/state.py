@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from shared.outputs import calls_per_answer
 from student_trainer.job import Job
+from student_trainer.losses.base import output_names
 from student_trainer.progress import EpochMetrics
 from student_trainer.run_folder import RunFolder
 
@@ -41,6 +42,10 @@ class TrainState:
         """The student's weights then, on the CPU."""
         self.seconds: list[float] = []
         """Training time of each epoch, validation left out."""
+        # Looked up in every step: the views in order, each one's column of `consumed`, and what one answer costs.
+        self._columns = np.argsort(job.teacher_views)
+        self._views = np.asarray(job.teacher_views)[self._columns]
+        self._calls_per_answer = calls_per_answer(output_names(job.outputs))
         self.online_calls = 0
         """Teacher calls that the answers used would have cost with the teacher online."""
         self.consumed = np.zeros((len(job.selection.train), len(job.teacher_views)), dtype=np.bool_)
@@ -61,15 +66,13 @@ class TrainState:
             self._job.uses_teacher
             and self._job.selection.answered[positions].sum() >= self._job.objective.loss.min_rows
         ):
-            order = np.argsort(self._job.teacher_views)
-            columns_B = order[np.searchsorted(np.asarray(self._job.teacher_views)[order], views)]
+            columns_B = self._columns[np.searchsorted(self._views, views)]
             answered_B = self._job.selection.answered[positions]
             self.consumed[positions[answered_B], columns_B[answered_B]] = True
             self._count(int(answered_B.sum()))
 
     def _count(self, answers: int) -> None:
-        names = [name for names in self._job.outputs.values() for name in names]
-        self.online_calls += answers * calls_per_answer(names)
+        self.online_calls += answers * self._calls_per_answer
 
     def note_finish(self) -> None:
         """Account for the answers that the loss's finish used: all there are to the first view."""

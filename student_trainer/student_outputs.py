@@ -5,13 +5,13 @@ Shape key: B batch, C classes, D feature width, H height, W width.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
-from shared.models.features import LogitsAndFeatures
+from shared.models.features import LogitsAndFeatures, evaluating
 from shared.models.maps import MapRecorder
 from shared.outputs import PREACTS, map_number
 from student_trainer.losses.base import DistillLoss
@@ -62,7 +62,7 @@ class StudentOutputs(nn.Module):
     def forward(self, images_B3HW: Tensor) -> StudentAnswer:
         """Logits, and what else was asked for."""
         with self._recording() as maps:
-            said = _answer(self.model(images_B3HW))
+            said = answer_of(self.model(images_B3HW))
         return said._replace(maps=tuple(maps[before][number] for number, before in self._maps))
 
     @contextmanager
@@ -80,7 +80,8 @@ class StudentOutputs(nn.Module):
             yield {kind: stack.enter_context(recorder.recording(before_activation=kind)) for kind in kinds}
 
 
-def _answer(said: Tensor | tuple[Tensor, Tensor]) -> StudentAnswer:
+def answer_of(said: Tensor | tuple[Any, ...]) -> StudentAnswer:
+    """What a network gave, alone or with more than its logits."""
     return StudentAnswer(said) if isinstance(said, Tensor) else StudentAnswer(*said)
 
 
@@ -95,12 +96,6 @@ def _place(name: str) -> tuple[int, bool]:
 def _shapes_of(student: nn.Module, *, recorder: MapRecorder, image_size: tuple[int, int]) -> list[MapShape]:
     """Of all its maps, from one black image in evaluation mode: the student's tensors stay as they are."""
     first = next(student.parameters())
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
-    try:
-        with torch.no_grad(), recorder.recording(copies=False) as maps:
-            student(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(student), torch.no_grad(), recorder.recording(copies=False) as maps:
+        student(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
     return [(int(one.shape[1]), int(one.shape[2]), int(one.shape[3])) for one in maps]

@@ -143,11 +143,12 @@ class OnlineTargets:
         self._teacher = teacher
         self._dataset = dataset
         self._outputs: tuple[str, ...] = ()
+        self._constants: Mapping[str, NDArray[np.float32]] = {}
         self._device = device
 
     def constants(self) -> Mapping[str, Tensor]:
-        """The network's own."""
-        return {name: torch.from_numpy(array).to(self._device) for name, array in self._teacher.constants().items()}
+        """The network's own, where they were chosen."""
+        return {name: torch.from_numpy(array).to(self._device) for name, array in self._constants.items()}
 
     def choose(self, outputs: Sequence[str]) -> None:
         """What `gather` is to give; InputError for what this teacher cannot give."""
@@ -156,7 +157,9 @@ class OnlineTargets:
             check_offered(self._outputs, offered=self.forms, teacher=self.description.id)
         except InputError as error:
             raise InputError(f"{error}{about_maps(set(self._outputs) - set(self.forms))}") from None
-        if CONSTANTS in outputs and not self._teacher.constants():
+        # They take a forward pass of a blank image.
+        self._constants = self._teacher.constants() if CONSTANTS in outputs else {}
+        if CONSTANTS in outputs and not self._constants:
             raise InputError(f"teacher {self.description.id} has no layers to take {CONSTANTS} from; use another loss")
 
     def present(self, rows_B: NDArray[np.int64], *, views: Sequence[int]) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from shared.errors import InputError, TeachonceError, UnknownNameError
 from student_trainer.config import TrainConfig
 from student_trainer.device_data import stacked
 from student_trainer.job import open_data
+from student_trainer.losses.base import output_names
 from student_trainer.objective import Objective, read_objective
 from student_trainer.selecting import STRATEGIES
 from student_trainer.student import build_student
@@ -44,6 +45,14 @@ class CheckedStudent:
 
     network: nn.Module
     image_size: tuple[int, int]
+    _asked: dict[str, list[str]] = field(default_factory=dict)
+
+    def asked(self, loss: str, objective: Objective, *, offered: list[str]) -> list[str]:
+        """What the loss of this label asks a teacher for beside this student; looked at once for all its cells."""
+        if loss not in self._asked:
+            said = StudentOutputs(self.network, loss=objective.loss, image_size=self.image_size)
+            self._asked[loss] = output_names(objective.outputs(said, offered=offered))
+        return self._asked[loss]
 
 
 def open_plan(recipe: Recipe, *, out: Path, device: str, command: str) -> Plan:
@@ -105,23 +114,14 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _outputs_of(objective: Objective, *, student: CheckedStudent, recipe: Recipe) -> set[str]:
-    """What the loss asks a teacher for, for this student."""
-    if not objective.asks_teacher:
-        return set()
-    loss = objective.loss
-    said = StudentOutputs(student.network, loss=loss, image_size=student.image_size)
-    outputs = loss.teacher_outputs(student_maps=said.map_count, offered=recipe.outputs)
-    return {name for names in outputs.values() for name in names}
-
-
 def _check_cell(cell: Cell, *, setting: Setting, dataset: ImageDataset, student: CheckedStudent) -> None:
     """Raise the errors that the cell's first training would end with."""
     config = setting.config(Trial(cell=cell, seed=setting.recipe.seeds[0], lr=setting.recipe.lr[0]))
     try:
         objective = read_objective(config)
         chosen_views(config, dataset, uses_teacher=objective.asks_teacher)
-        lacking = _outputs_of(objective, student=student, recipe=setting.recipe) - set(setting.recipe.outputs)
+        offered = setting.recipe.outputs
+        lacking = set(student.asked(cell.loss.slug, objective, offered=offered)) - set(offered)
     except TeachonceError as error:
         raise InputError(f"{cell.path}: {error}") from error
     if lacking:

@@ -9,6 +9,7 @@ from shared.datasets.spec import parse_dataset
 from shared.errors import InputError, MissingRowsError
 from shared.outputs import CONSTANTS
 from student_trainer.config import TrainConfig
+from student_trainer.lacking import kept_outputs, lacking_outputs
 from student_trainer.rows import read_rows, tested_rows
 from student_trainer.selecting import LOOKING
 from student_trainer.sweep.asking import ROWS_PER_REQUEST, Asked, Inquiry, Spending, ask, fetch
@@ -225,11 +226,10 @@ def _found(plan: Plan, *, spendings: tuple[Spending, ...]) -> Asked:
     path = Path(str(plan.grid.recipe.teacher.cache))
     with CacheReader.open(path, dataset=plan.train_set.name) as reader:
         reader.check_dataset(plan.train_set)
-        kept = [*reader.outputs, *([CONSTANTS] if reader.constants else [])]
-        lacking_outputs = [name for name in plan.grid.recipe.outputs if name not in kept]
-        if lacking_outputs:
+        absent = lacking_outputs(plan.grid.recipe.outputs, reader=reader)
+        if absent:
             raise InputError(
-                f"teacher.cache: {path} keeps {', '.join(kept)}, not {', '.join(lacking_outputs)}; name in"
+                f"teacher.cache: {path} keeps {', '.join(kept_outputs(reader))}, not {', '.join(absent)}; name in"
                 " outputs what it keeps, leave out the losses that need more, or let the sweep ask a teacher"
             )
         for spending in spendings:
